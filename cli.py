@@ -1,0 +1,3 @@
+from moe_router.cli import main
+
+main()

@@ -1,0 +1,276 @@
+"""Every setting, as frozen dataclasses; the string under a field is its help, in the CLI and in moe-router.toml."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import textwrap
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe_router.errors import ConfigError
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The frozen base that all experts share."""
+
+    model: str = "embedded"
+    """`embedded`, a folder with a transformers causal LM, or a Hugging Face hub id (downloaded only when named here)."""
+    quantization: str = "nf4"
+    """`nf4` (4-bit NormalFloat, double quantisation) or `none`."""
+    dtype: str = "bfloat16"
+    """Compute type: `bfloat16`, `float16` or `float32`."""
+
+    def __post_init__(self) -> None:
+        _need(self.quantization in ("nf4", "none"), f"base.quantization = {self.quantization!r}: use 'nf4' or 'none'")
+        _need(
+            self.dtype in ("bfloat16", "float16", "float32"),
+            f"base.dtype = {self.dtype!r}: use 'bfloat16', 'float16' or 'float32'",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """From raw exports to split records."""
+
+    prompt_field: str = ""
+    """Column that holds the prompt; empty: guessed from the usual names, and said."""
+    response_field: str = ""
+    """Column that holds the response; empty: guessed from the usual names, and said."""
+    template: str = "plain"
+    """How a conversation becomes text for the base."""
+    limit: int = 0
+    """Keep at most this many records, sampled by seed over the whole input (0: all)."""
+    gate_share: float = 0.12
+    """Share of records (by group) that only the gate is fitted on."""
+    tune_share: float = 0.08
+    """Share of records (by group) that settings are chosen on."""
+    test_share: float = 0.12
+    """Share of records (by group) that only the report reads."""
+    seed: int = 0
+    """Decides the split and the sample."""
+
+    def __post_init__(self) -> None:
+        shares = (self.gate_share, self.tune_share, self.test_share)
+        _need(all(0 < share < 1 for share in shares), "data: gate_share, tune_share and test_share lie between 0 and 1")
+        _need(sum(shares) <= 0.8, "data: gate_share + tune_share + test_share leave less than 20 % for training: lower them")
+        _need(self.limit >= 0, "data.limit is negative: use 0 for all records")
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """Grouping records into slices, one expert each."""
+
+    k: int = 8
+    """Number of slices."""
+    embedder: str = "all-MiniLM-L6-v2"
+    """Sentence embedder: the default ships offline; any other sentence-transformers id or folder works."""
+    max_ratio: float = 1.5
+    """No slice holds more than this many times the mean size."""
+    min_records: int = 20
+    """Fewer training records than this are too few for an expert."""
+    seed: int = 0
+    """Seeds the clustering."""
+
+    def __post_init__(self) -> None:
+        _need(self.k >= 1, f"slice.k = {self.k}: at least 1")
+        _need(self.max_ratio >= 1.0, f"slice.max_ratio = {self.max_ratio}: at least 1.0")
+        _need(self.min_records >= 1, f"slice.min_records = {self.min_records}: at least 1")
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Training the shared expert and the routed ones, all in one pass."""
+
+    mode: str = "shared"
+    """`shared` (one always-on expert plus routed ones) or `isolated` (routed only: deleting an expert deletes its slice)."""
+    rank: int = 8
+    """LoRA rank of each routed expert."""
+    shared_rank: int = 8
+    """LoRA rank of the shared expert (ignored in isolated mode)."""
+    alpha: float = 16.0
+    """LoRA alpha; the scale is alpha/sqrt(rank) with rsLoRA, else alpha/rank."""
+    rslora: bool = True
+    """Rank-stabilised scaling (Kalajdzievski 2023)."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input while training."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of the routed experts."""
+    shared_learning_rate: float = 2e-3
+    """Peak learning rate of the shared expert."""
+    dense_learning_rate: float = 2e-3
+    """Peak learning rate of the report's dense rivals."""
+    search_rates: bool = True
+    """`build` and `report` search each trained arm's learning rate on at most 10 % of the training tokens."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    warmup: float = 0.05
+    """Share of an expert's steps spent warming up."""
+    epochs: float = 3.0
+    """Passes over each slice's training records."""
+    row_tokens: int = 64
+    """Tokens of one packed row; a step holds one row of every slice that is not finished."""
+    max_tokens: int = 512
+    """Longest record in tokens; longer ones keep the end of the prompt and the start of the response."""
+    clip: float = 1.0
+    """Gradient norm limit, per expert."""
+    checkpoint_seconds: float = 60.0
+    """How often training writes a checkpoint."""
+    seed: int = 0
+    """Seeds initialisation, order and dropout, per expert."""
+
+    def __post_init__(self) -> None:
+        _need(self.mode in ("shared", "isolated"), f"experts.mode = {self.mode!r}: use 'shared' or 'isolated'")
+        _need(self.rank >= 1, f"experts.rank = {self.rank}: at least 1")
+        _need(self.shared_rank >= 0, f"experts.shared_rank = {self.shared_rank}: at least 0")
+        _need(0 <= self.dropout < 1, f"experts.dropout = {self.dropout}: from 0 up to, not including, 1")
+        _need(self.epochs > 0, f"experts.epochs = {self.epochs}: more than 0")
+        _need(0 <= self.warmup < 1, f"experts.warmup = {self.warmup}: from 0 up to, not including, 1")
+        _need(self.row_tokens >= 16, f"experts.row_tokens = {self.row_tokens}: at least 16")
+        _need(self.max_tokens >= 16, f"experts.max_tokens = {self.max_tokens}: at least 16")
+        rates = (self.learning_rate, self.shared_learning_rate, self.dense_learning_rate)
+        _need(all(rate > 0 for rate in rates), "experts: learning rates are more than 0")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The gate: which experts answer a query."""
+
+    mode: str = "top2"
+    """Default mode of the router: `top1`, `top2` or `soft`."""
+    abstain_coverage: float = 0.98
+    """Share of in-domain queries that the gate should accept; the abstain threshold follows from it."""
+    abstain_to: str = "shared"
+    """What answers when the gate abstains: `shared` (the shared expert alone) or `base`."""
+    seed: int = 0
+    """Seeds the fit."""
+
+    def __post_init__(self) -> None:
+        _need(self.mode in ("top1", "top2", "soft"), f"gate.mode = {self.mode!r}: use 'top1', 'top2' or 'soft'")
+        _need(0 < self.abstain_coverage <= 1, "gate.abstain_coverage lies above 0 and at most 1")
+        _need(self.abstain_to in ("shared", "base"), f"gate.abstain_to = {self.abstain_to!r}: use 'shared' or 'base'")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are generated."""
+
+    max_new_tokens: int = 64
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0 is greedy; higher is more varied."""
+    top_p: float = 1.0
+    """Nucleus sampling: keep the smallest set of tokens with this much probability."""
+    seed: int = 0
+    """Makes sampling repeatable."""
+
+    def __post_init__(self) -> None:
+        _need(self.max_new_tokens >= 1, f"generation.max_new_tokens = {self.max_new_tokens}: at least 1")
+        _need(self.temperature >= 0, f"generation.temperature = {self.temperature}: at least 0")
+        _need(0 < self.top_p <= 1, f"generation.top_p = {self.top_p}: above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The comparison with dense adapters."""
+
+    bootstrap: int = 1000
+    """Resamples behind each 95 % interval."""
+    seed: int = 0
+    """Seeds the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a workspace, one section each in moe-router.toml."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    slice: SliceConfig = field(default_factory=SliceConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Settings of a TOML file; a missing file gives the defaults. Raises ConfigError naming file and key."""
+        if not path.exists():
+            return cls()
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {error}; correct it, or delete it and run `moe-router init`") from error
+        try:
+            return cls().override(tables)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    def override(self, tables: dict[str, dict[str, Any]]) -> Config:
+        """A copy with the given values replaced: `{"slice": {"k": 6}}`. Raises ConfigError for unknown names."""
+        sections = {}
+        for name, values in tables.items():
+            section = getattr(self, name, None)
+            if not dataclasses.is_dataclass(section) or not isinstance(values, dict):
+                raise ConfigError(f"unknown section [{name}]: use one of {', '.join(f.name for f in dataclasses.fields(self))}")
+            kinds = typing.get_type_hints(type(section))
+            sections[name] = dataclasses.replace(
+                section, **{key: _convert(f"{name}.{key}", value, kinds.get(key)) for key, value in values.items()}
+            )
+        return dataclasses.replace(self, **sections)
+
+    def to_toml(self) -> str:
+        """The settings as TOML, every key with its help as a comment."""
+        lines = ["# Settings of this moe-router workspace. Flags override them.", ""]
+        for section in dataclasses.fields(self):
+            values = getattr(self, section.name)
+            lines += [f"# {inspect.getdoc(type(values))}", f"[{section.name}]"]
+            for key, text in field_help(type(values)).items():
+                lines += [*(f"# {line}" for line in textwrap.wrap(text, 110)), f"{key} = {_toml(getattr(values, key))}"]
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _convert(name: str, value: Any, kind: type | None) -> Any:
+    if kind is None:
+        raise ConfigError(f"unknown setting {name}: see `moe-router init` for all of them")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} = {value!r}: expected {kind.__name__}")
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+@functools.cache
+def field_help(section: type) -> dict[str, str]:
+    """Help of each field of a config class: the string literal that stands under it in the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(section)))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    return {
+        node.target.id: " ".join(ast.literal_eval(after.value).split())
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }

@@ -1,0 +1,301 @@
+"""What this machine can do: versions, devices, NF4, memory, and which bases fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from moe_router.config import Config
+from moe_router.memory import LLAMA, NF4_BITS, Demand, Load, Shape, inference, training
+from moe_router.workspace import Workspace, digest_file, read_json
+
+PACKAGES = (
+    "moe-router",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "sentence-transformers",
+    "scikit-learn",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+)
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+"""Instruction sets that matter for speed here; `avx512_bf16` also for bitsandbytes' repacked kernel."""
+NF4_LIMIT = 0.15
+"""Relative error above which NF4 is called broken; it is 0.09 where it works."""
+EMBEDDED_PATH = Path(__file__).parent / "embedded_base"
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place to run; memory in bytes, None where it cannot be told."""
+
+    name: str
+    model: str
+    free: int | None
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Nf4:
+    """Whether NF4 works on a device."""
+
+    works: bool
+    relative_error: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One base on this machine."""
+
+    shape: Shape
+    training: Demand
+    inference: Demand
+
+    def fits(self, demand: Demand, devices: tuple[Device, ...]) -> dict[str, bool | None]:
+        """For each device whether the demand fits into its free memory now; None where that is unknown."""
+        return {d.name: None if d.free is None else demand.total <= d.free for d in devices}
+
+    def arithmetic(self) -> Iterator[str]:
+        """The sums in words, one line each."""
+        s, t, i = self.shape, self.training, self.inference
+        yield (
+            f"{s.name}: weights {s.linear_params / 1e9:.3f}e9 × {NF4_BITS:.3f}/8 + {s.other_params / 1e9:.3f}e9 × 2 B"
+            f" = {_gib(s.weight_bytes)}"
+        )
+        yield f"    training: {_sum(t, 'activations')}"
+        yield f"    inference: {_sum(i, 'KV cache')}"
+
+
+@dataclass(frozen=True)
+class EmbeddedBase:
+    """The base that ships in the package."""
+
+    path: Path
+    sha256: str
+    """sha256 over the lines `checksum  name` of its files in order of name, as `sha256sum` prints them."""
+    parameters: int
+    intact: bool
+    """Whether every file matches the checksum it was published with."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything `doctor` finds."""
+
+    python: str
+    platform: str
+    versions: dict[str, str]
+    cores: int
+    cpu_flags: tuple[str, ...]
+    devices: tuple[Device, ...]
+    nf4: dict[str, Nf4]
+    disk_free: int
+    load: Load
+    bases: tuple[Fit, ...]
+    embedded_base: EmbeddedBase
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; sizes in bytes, unknowns null."""
+        plain = asdict(self)
+        plain["embedded_base"]["path"] = str(self.embedded_base.path)
+        plain["memory_free"] = self.devices[0].free
+        plain["bases"] = [self._base_json(fit) for fit in self.bases]
+        return plain
+
+    def _base_json(self, fit: Fit) -> dict[str, Any]:
+        def part(demand: Demand) -> dict[str, Any]:
+            return asdict(demand) | {"total": demand.total, "fits": fit.fits(demand, self.devices)}
+
+        return {
+            "name": fit.shape.name,
+            "parameters": fit.shape.params,
+            "training": part(fit.training),
+            "inference": part(fit.inference),
+            "arithmetic": [line.strip() for line in fit.arithmetic()],
+        }
+
+    def lines(self) -> Iterator[str]:
+        """The same for people."""
+        yield f"python {self.python} on {self.platform}"
+        yield "  ".join(f"{name} {version}" for name, version in self.versions.items())
+        yield ""
+        yield f"CPU: {self.cores} cores, {' '.join(self.cpu_flags) or 'flags unknown'}"
+        for device in self.devices:
+            yield f"{device.name}: {device.model}, {_gib(device.free)} free of {_gib(device.total)}"
+        for name, nf4 in self.nf4.items():
+            yield f"NF4 on {name}: {'works' if nf4.works else 'does not work'} ({nf4.detail})"
+        yield f"disk: {_gib(self.disk_free)} free in the workspace"
+        base = self.embedded_base
+        state = "intact" if base.intact else "DAMAGED: reinstall moe-router"
+        yield f"embedded base: {base.parameters:,} parameters, {state}, {base.path}"
+        yield ""
+        yield (
+            f"Bases in NF4, {self.load.total_rank} rank slots, {self.load.step_tokens} tokens a training step,"
+            f" answers over {self.load.context} tokens:"
+        )
+        for fit in self.bases:
+            for use, demand in (("training", fit.training), ("inference", fit.inference)):
+                verdicts = ", ".join(f"{name}: {_verdict(fits)}" for name, fits in fit.fits(demand, self.devices).items())
+                yield f"  {fit.shape.name:>4} {use:<9} {_gib(demand.total):>9}  {verdicts}"
+        yield ""
+        yield "The arithmetic:"
+        for fit in self.bases:
+            yield from fit.arithmetic()
+
+
+def examine(workspace: Workspace, config: Config) -> Diagnosis:
+    """Look at this machine; nothing is changed and no base is loaded."""
+    devices = (_cpu(), *_accelerators())
+    load = load_of(config)
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions={name: _version(name) for name in PACKAGES},
+        cores=_cores(),
+        cpu_flags=_cpu_flags(),
+        devices=devices,
+        nf4={d.name: check_nf4(d.name) for d in devices},
+        disk_free=shutil.disk_usage(_existing(workspace.root)).free,
+        load=load,
+        bases=tuple(Fit(shape, training(shape, load), inference(shape, load)) for shape in LLAMA),
+        embedded_base=embedded_base(),
+    )
+
+
+def load_of(config: Config) -> Load:
+    """What these settings ask of a base. A step holds a row for every slice, and a long record makes a row of its own."""
+    experts = config.experts
+    shared = experts.shared_rank if experts.mode == "shared" else 0
+    return Load(
+        total_rank=config.slice.k * experts.rank + shared,
+        step_tokens=config.slice.k * max(experts.row_tokens, experts.max_tokens),
+    )
+
+
+def embedded_base(path: Path = EMBEDDED_PATH) -> EmbeddedBase:
+    """Checksums and size of the embedded base, read from its files. Raises WorkspaceError when its list is missing."""
+    published = read_json(path / "sha256.json")
+    found = {name: digest_file(path / name) for name in sorted(published) if (path / name).exists()}
+    listing = "".join(f"{digest}  {name}\n" for name, digest in found.items())
+    return EmbeddedBase(
+        path=path,
+        sha256=hashlib.sha256(listing.encode()).hexdigest(),
+        parameters=sum(_tensor_sizes(path / name) for name in found if name.endswith(".safetensors")),
+        intact=found == published,
+    )
+
+
+def check_nf4(device: str) -> Nf4:
+    """Quantise a small matrix to NF4 and back on `device`."""
+    try:
+        from moe_router.experts.bnb import roundtrip_error
+
+        error = roundtrip_error(device)
+    except (ImportError, OSError, RuntimeError, ValueError, NotImplementedError, AttributeError) as failure:
+        return Nf4(False, None, str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__)
+    return Nf4(error < NF4_LIMIT, error, f"relative error {error:.3f} after a round trip")
+
+
+def _cpu() -> Device:
+    total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
+    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
+    if limit is not None and used is not None and total is not None and limit < total:
+        total, free = limit, min(free or limit, max(0, limit - used))
+    return Device("cpu", platform.processor() or platform.machine(), free, total)
+
+
+def _accelerators() -> Iterator[Device]:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        yield Device(f"cuda:{index}", torch.cuda.get_device_name(index), free, total)
+    if torch.backends.mps.is_available():
+        yield Device("mps", platform.processor(), None, None)
+
+
+def _meminfo(key: str) -> int | None:
+    """A line of /proc/meminfo in bytes; None where there is no such file."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _cpu_flags() -> tuple[str, ...]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ()
+    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.lower().startswith(("flags", "features"))), set())
+    return tuple(flag for flag in CPU_FLAGS if flag in flags)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _tensor_sizes(path: Path) -> int:
+    """Numbers in a safetensors file, from its header alone."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for size in tensor["shape"]:
+                count *= size
+            total += count
+    return total
+
+
+def _sum(demand: Demand, working: str) -> str:
+    return (
+        f"{_gib(demand.weights)} weights + {_gib(demand.adapters)} adapters + {_gib(demand.working)} {working}"
+        f" + {_gib(demand.runtime)} runtime = {_gib(demand.total)}"
+    )
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / GIB:.1f} GiB"
+
+
+def _verdict(fits: bool | None) -> str:
+    return {True: "fits", False: "does not fit", None: "unknown"}[fits]

@@ -1,0 +1,142 @@
+"""The base: one frozen causal LM, shared by all experts."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_router.config import BaseConfig
+from moe_router.errors import BaseModelError
+from moe_router.experts import bnb
+from moe_router.workspace import digest_file
+
+EMBEDDED = "embedded"
+EMBEDDED_PATH = Path(__file__).parent.parent / "embedded_base"
+RESIDENT_BYTES = 1 << 30
+"""On the CPU, bases up to this size in the compute type are held dequantised."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base and what identifies it."""
+
+    model: nn.Module
+    """A transformers causal LM in eval mode, no parameter of it trainable."""
+    tokenizer: Any
+    id: str
+    digest: str
+    """Identifies config, weights and quantisation: experts refuse a base of another digest."""
+    dtype: torch.dtype
+    resident: bool
+    """Whether 4-bit weights are held dequantised."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def eos(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return getattr(self.model.config, "max_position_embeddings", 2048)
+
+    def linears(self) -> dict[str, nn.Module]:
+        """Every linear layer that adapters go on, by module path: all but the output head."""
+        head = self.model.get_output_embeddings()
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if module is not head and (isinstance(module, nn.Linear) or bnb.is_4bit(module))
+        }
+
+
+def load_base(config: BaseConfig, device: str | torch.device | None = None) -> Base:
+    """Load the base frozen and ready to train adapters on.
+
+    Raises BaseModelError when it is missing, damaged, or not a causal LM. Nothing is downloaded unless `config.model`
+    names a hub id.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, config.dtype)
+    source = _source(config.model)
+    quantised = config.quantization == "nf4"
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantised:
+        options |= {"quantization_config": bnb.nf4_config(dtype), "device_map": {"": device}}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BaseModelError(f"base {config.model!r} cannot be loaded ({reason}): check base.model and the files") from error
+    if not quantised:
+        model = model.to(device)
+    model.eval().requires_grad_(False)
+    bnb.keep_differentiable(model)
+    resident = quantised and device.type == "cpu" and model.num_parameters() * dtype.itemsize <= RESIDENT_BYTES
+    if resident:
+        bnb.make_resident(model, dtype)
+    return Base(model, tokenizer, config.model, base_digest(config), dtype, resident)
+
+
+def base_digest(config: BaseConfig) -> str:
+    """Identity of a base: configuration and weight files, and how they are quantised."""
+    return hashlib.sha256(f"{_files_digest(_source(config.model))} {config.quantization}".encode()).hexdigest()
+
+
+def _source(model: str) -> str:
+    if model != EMBEDDED:
+        return str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
+    expected = json.loads((EMBEDDED_PATH / "sha256.json").read_text(encoding="utf-8"))
+    for name, digest in expected.items():
+        path = EMBEDDED_PATH / name
+        if not path.exists() or digest_file(path) != digest:
+            raise BaseModelError(f"embedded base: {path} is missing or damaged; reinstall moe-router")
+    return str(EMBEDDED_PATH)
+
+
+@functools.cache
+def _files_digest(source: str) -> str:
+    """Small files whole, large ones by size, first and last MiB (a full read of 13 GB would take longer than loading)."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("config.json"), *folder.glob("tokenizer.json"), *folder.glob("*.safetensors")]):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, path.stat().st_size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+class _quiet:  # noqa: N801 - reads as a statement
+    """transformers draws its own progress bar while loading; ours is enough."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.was_on = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        if self.was_on:
+            logging.enable_progress_bar()
