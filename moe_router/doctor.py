@@ -4,49 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from moe_router.config import Config
+from moe_router.machine import Device, accelerators, cores, cpu, cpu_flags, versions
 from moe_router.memory import LLAMA, NF4_BITS, Demand, Load, Shape, inference, training
 from moe_router.workspace import Workspace, digest_file, read_json
 
-PACKAGES = (
-    "moe-router",
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "sentence-transformers",
-    "scikit-learn",
-    "datasets",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "pyarrow",
-)
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
-"""Instruction sets that matter for speed here; `avx512_bf16` also for bitsandbytes' repacked kernel."""
 NF4_LIMIT = 0.15
 """Relative error above which NF4 is called broken; it is 0.09 where it works."""
 EMBEDDED_PATH = Path(__file__).parent / "embedded_base"
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Device:
-    """A place to run; memory in bytes, None where it cannot be told."""
-
-    name: str
-    model: str
-    free: int | None
-    total: int | None
 
 
 @dataclass(frozen=True)
@@ -160,14 +133,14 @@ class Diagnosis:
 
 def examine(workspace: Workspace, config: Config) -> Diagnosis:
     """Look at this machine; nothing is changed and no base is loaded."""
-    devices = (_cpu(), *_accelerators())
+    devices = (cpu(), *accelerators())
     load = load_of(config)
     return Diagnosis(
         python=platform.python_version(),
         platform=platform.platform(),
-        versions={name: _version(name) for name in PACKAGES},
-        cores=_cores(),
-        cpu_flags=_cpu_flags(),
+        versions=versions(),
+        cores=cores(),
+        cpu_flags=cpu_flags(),
         devices=devices,
         nf4={d.name: check_nf4(d.name) for d in devices},
         disk_free=shutil.disk_usage(_existing(workspace.root)).free,
@@ -206,66 +179,9 @@ def check_nf4(device: str) -> Nf4:
         from moe_router.experts.bnb import roundtrip_error
 
         error = roundtrip_error(device)
-    except (ImportError, OSError, RuntimeError, ValueError, NotImplementedError, AttributeError) as failure:
+    except (ImportError, OSError, RuntimeError, ValueError, AssertionError, AttributeError) as failure:
         return Nf4(False, None, str(failure).strip().splitlines()[0] if str(failure).strip() else type(failure).__name__)
     return Nf4(error < NF4_LIMIT, error, f"relative error {error:.3f} after a round trip")
-
-
-def _cpu() -> Device:
-    total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
-    limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
-    if limit is not None and used is not None and total is not None and limit < total:
-        total, free = limit, min(free or limit, max(0, limit - used))
-    return Device("cpu", platform.processor() or platform.machine(), free, total)
-
-
-def _accelerators() -> Iterator[Device]:
-    try:
-        import torch
-    except (ImportError, OSError):
-        return
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        yield Device(f"cuda:{index}", torch.cuda.get_device_name(index), free, total)
-    if torch.backends.mps.is_available():
-        yield Device("mps", platform.processor(), None, None)
-
-
-def _meminfo(key: str) -> int | None:
-    """A line of /proc/meminfo in bytes; None where there is no such file."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
-def _number(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def _cpu_flags() -> tuple[str, ...]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ()
-    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.lower().startswith(("flags", "features"))), set())
-    return tuple(flag for flag in CPU_FLAGS if flag in flags)
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _existing(path: Path) -> Path:

@@ -10,6 +10,8 @@ for every 256 of those (Dettmers et al. 2023)."""
 BF16_BYTES = 2
 TRAINING_BYTES = 16
 """Per adapter parameter while training: fp32 weight, gradient, and AdamW's two moments."""
+CHECKPOINTED = False
+"""Whether the trainer recomputes activations (gradient checkpointing); it keeps every layer's."""
 RUNTIME_BYTES = 1 << 30
 """Set aside for the interpreter, the libraries and the allocator's slack."""
 
@@ -53,7 +55,7 @@ class Shape:
         """L·(4·2d + 3·(d + f)): d_in + d_out of every linear layer."""
         return self.layers * (4 * 2 * self.width + 3 * (self.width + self.mlp_width))
 
-    def activation_bytes(self, tokens: int, checkpointed: bool = False) -> int:
+    def activation_bytes(self, tokens: int, checkpointed: bool) -> int:
         """What a backward pass over `tokens` needs kept, in bf16, and the logits.
 
         A layer keeps about 8·d + 4·f numbers a token (inputs of norms and projections, attention's q, k, v and output,
@@ -102,9 +104,9 @@ class Demand:
 
 
 def training(shape: Shape, load: Load) -> Demand:
-    """Memory to train all experts in one pass; the trainer keeps every layer's activations."""
+    """Memory to train all experts in one pass."""
     adapters = shape.adapter_params_per_rank * load.total_rank * TRAINING_BYTES
-    return Demand(shape.weight_bytes, adapters, shape.activation_bytes(load.step_tokens))
+    return Demand(shape.weight_bytes, adapters, shape.activation_bytes(load.step_tokens, CHECKPOINTED))
 
 
 def inference(shape: Shape, load: Load) -> Demand:

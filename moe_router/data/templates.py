@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_router.data.records import Message
-from moe_router.errors import ConfigError
+from moe_router.errors import ConfigError, InputError
+
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Template:
     """An answer ends before any of these."""
 
     def prompt(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, open for the assistant's answer."""
+        """The conversation as text, open for the assistant's answer. Raises InputError for a role not in ROLES."""
         turns = []
         for message in messages:
+            if message.role not in ROLES:
+                raise InputError(f"a message has the role {message.role!r}: use one of {', '.join(ROLES)}")
             opening, closing = getattr(self, message.role)
             lead = self.answer if message.role == "assistant" else ""
             turns.append(f"{opening}{lead}{message.content}{closing}")

@@ -63,6 +63,7 @@ def roundtrip_error(device: str) -> float:
 
     About 0.09 where NF4 works (Dettmers et al. 2023); bitsandbytes raises where it has no kernel.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # the answer says what matters
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).to(device, torch.bfloat16)

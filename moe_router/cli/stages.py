@@ -1,0 +1,193 @@
+"""init, demo, build, and the stages one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from moe_router.cli.common import Session, command, register
+from moe_router.config import Config
+from moe_router.workspace import write_text
+
+if TYPE_CHECKING:
+    from moe_router.data.prepare import Prepared
+    from moe_router.data.slices import Slices
+
+sources_argument = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@command(example="moe-router init --workspace acme")
+@click.option("--force", is_flag=True, help="Write the files anew, even where they exist.")
+def _init(session: Session, force: bool) -> None:
+    """Write moe-router.toml with every default.
+
+    Each setting has a comment. The experts' recipe is written to experts/recipes/default.toml. Existing files are kept.
+    """
+    text = Config().to_toml()
+    place = session.workspace
+    written, kept = [], []
+    for path, content in ((place.config, text), (place.recipes / "default.toml", recipe(text))):
+        if path.exists() and not force:
+            kept.append(str(path))
+            session.note(f"kept {path}: --force writes it anew")
+        else:
+            write_text(path, content)
+            written.append(str(path))
+    session.answer({"written": written, "kept": kept}, (f"wrote {path}" for path in written))
+
+
+@command(example="moe-router demo --workspace tour")
+@click.option(
+    "--budget",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="`quick` fits two CPU cores and a few minutes; `full` trains on.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Another number makes another sample company.")
+def _demo(session: Session, budget: str, seed: int) -> None:
+    """Run the whole road on a sample company.
+
+    Export, slices, experts, gate, report, answers. Run again, it resumes and does no work twice.
+    """
+    from moe_router.demo import run_demo
+
+    with session.working() as progress:
+        result = run_demo(session.workspace, budget, seed, progress)
+    session.answer(result.to_json(), result.lines())
+
+
+@command("base", "data", "slice", "experts", "gate", "report", example="moe-router build tickets.csv chats.txt --k 6")
+@sources_argument
+def _build(session: Session, sources: tuple[Path, ...]) -> None:
+    """Run all stages, from raw exports to the report.
+
+    Resumable: what is up to date is not done again.
+    """
+    from moe_router.pipeline import build as run_build
+
+    with session.working() as progress:
+        result = run_build(session.workspace, list(sources), session.config, progress)
+    session.answer(result.to_json(), result.lines())
+
+
+@command("data", example="moe-router prepare tickets.csv --prompt-field subject --response-field reply")
+@sources_argument
+def _prepare(session: Session, sources: tuple[Path, ...]) -> None:
+    """Read, clean and split raw exports.
+
+    Each SOURCE is a .txt file with User:/Assistant: turns, a .jsonl, a .csv or a .parquet. Records that cannot be used go
+    to data/rejected.jsonl with the reason; the others are split into train, gate, tune and test.
+    """
+    from moe_router.data.prepare import prepare as run_prepare
+
+    with session.working() as progress:
+        prepared = run_prepare(session.workspace, list(sources), session.config, progress)
+    for note in prepared.notes:
+        session.note(note)
+    value = {
+        "records": prepared.records,
+        "splits": prepared.splits,
+        "rejected": prepared.rejected,
+        "reasons": prepared.reasons,
+        "notes": list(prepared.notes),
+        "path": str(session.workspace.records),
+        "digest": prepared.digest,
+        "fresh": prepared.fresh,
+    }
+    session.answer(value, prepared_lines(prepared, session))
+
+
+@command("slice", example="moe-router slice --k 6")
+def _slice(session: Session) -> None:
+    """Group the records into slices, one expert each."""
+    from moe_router.data.slices import slice_records
+
+    with session.working() as progress:
+        slices = slice_records(session.workspace, session.config, progress)
+    rows = zip(slices.names, slices.sizes, slices.words, slices.prompts, strict=True)
+    value = {
+        "slices": [{"name": n, "records": s, "words": list(w), "prompts": list(p)} for n, s, w, p in rows],
+        "embedder": slices.embedder,
+        "digest": slices.digest,
+        "fresh": slices.fresh,
+    }
+    session.answer(value, slice_lines(slices))
+
+
+@command("base", "experts", "data.template", example="moe-router train-experts --rank 16")
+def _train_experts(session: Session) -> None:
+    """Train one expert per slice, and the shared one.
+
+    All in one pass over the frozen base. Interrupted, the same command resumes.
+    """
+    from moe_router.experts.train import train_experts as run_train
+
+    with session.working() as progress:
+        library = run_train(session.workspace, session.config, progress)
+    value = {"path": str(library.path), "shared": library.has_shared, "experts": list(library.names), "digest": library.digest}
+    shared = " and the shared one" if library.has_shared else ""
+    session.answer(value, [f"{len(library.names)} experts{shared} in {library.path}: {', '.join(library.names)}"])
+
+
+@command("gate", example="moe-router train-gate --gate-mode top1")
+def _train_gate(session: Session) -> None:
+    """Fit and calibrate the gate.
+
+    Its target is what each expert gets right on records that no expert was trained on.
+    """
+    from moe_router.gate.train import train_gate as run_train
+
+    with session.working() as progress:
+        gate = run_train(session.workspace, session.config, progress)
+    value = {"path": str(session.workspace.experts), "experts": list(gate.names)}
+    session.answer(value, [f"gate over {len(gate.names)} experts in {session.workspace.experts}"])
+
+
+@command("report", "experts.dense_learning_rate", "experts.search_rates", example="moe-router report")
+def _report(session: Session) -> None:
+    """Compare the mixture with dense adapters, won or lost.
+
+    Perplexity on the test split against FLOPs, with the same training tokens for every arm.
+    """
+    from moe_router.report.make import make_report
+
+    with session.working() as progress:
+        made = make_report(session.workspace, session.config, progress)
+    session.answer(made.to_json(), made.lines())
+
+
+def recipe(toml: str) -> str:
+    """The [experts] part of a settings file, with its comments."""
+    block = next(part for part in toml.split("\n\n") if "\n[experts]\n" in part)
+    return block.rstrip("\n") + "\n"
+
+
+def prepared_lines(prepared: Prepared, session: Session) -> Iterator[str]:
+    """What the prepare stage kept and rejected."""
+    splits = " · ".join(f"{name} {count:,}" for name, count in prepared.splits.items())
+    yield f"{prepared.records:,} records in {session.workspace.records}: {splits}"
+    if prepared.rejected:
+        reasons = " · ".join(f"{count:,} {reason}" for reason, count in prepared.reasons.items())
+        yield f"{prepared.rejected:,} rejected, listed in {session.workspace.rejected}: {reasons}"
+
+
+def slice_lines(slices: Slices) -> Iterator[str]:
+    """Name, size and typical prompts of every slice."""
+    for name, size, words, prompts in zip(slices.names, slices.sizes, slices.words, slices.prompts, strict=True):
+        yield f"{name}: {size:,} training records ({', '.join(words)})"
+        for prompt in prompts:
+            yield f"    {' '.join(prompt.split())}"
+
+
+init = register(_init, "init")
+demo = register(_demo, "demo")
+build = register(_build, "build")
+prepare = register(_prepare, "prepare")
+slice_ = register(_slice, "slice")
+train_experts = register(_train_experts, "train-experts")
+train_gate = register(_train_gate, "train-gate")
+report = register(_report, "report")

@@ -1,0 +1,181 @@
+"""The prepare stage: raw exports in, split records out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from moe_router.config import Config, DataConfig
+from moe_router.data.clean import Cleaned, clean
+from moe_router.data.readers import Source, expand, read_file
+from moe_router.data.records import SPLITS, Record, save_records
+from moe_router.data.split import group_records, sample_groups, split_records
+from moe_router.errors import InputError, WorkspaceError
+from moe_router.progress import Progress, Silent
+from moe_router.workspace import Workspace, atomic, digest_file, digest_json, read_json, write_json, write_text
+
+FORMAT = 1
+_SILENT = Silent()
+FEWEST = 40
+"""Fewer records than this are no basis for four splits."""
+LARGE_GROUP = 0.2
+"""Share of all records from which a group is worth a note."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the prepare stage made; read = records + unused + rejected."""
+
+    records: int
+    rejected: int
+    splits: dict[str, int]
+    """Records of each split."""
+    reasons: dict[str, int]
+    """Rejections by rule."""
+    notes: tuple[str, ...]
+    """What the user should know: which columns were guessed, for one."""
+    digest: str
+    """Of the records' content, splits and groups; where they came from does not matter."""
+    unused: int = 0
+    """Good records beyond `data.limit`."""
+    sources: tuple[dict[str, Any], ...] = ()
+    """`file`, `sha256`, `items` and `records` of each source file."""
+    inputs: str = field(default="", repr=False)
+    """Digest of the sources and settings; equal inputs are not prepared again."""
+    records_sha256: str = field(default="", repr=False)
+    fresh: bool = False
+    """Whether this call did the work; False when it was up to date."""
+
+    @classmethod
+    def load(cls, workspace: Workspace) -> Prepared:
+        """What an earlier run wrote. Raises WorkspaceError when there is none or it is damaged."""
+        path = workspace.require(workspace.prepared, "prepare")
+        try:
+            stored = read_json(path)
+            if stored.pop("format") != FORMAT:
+                raise KeyError("format")
+            return cls(**{**stored, "notes": tuple(stored["notes"]), "sources": tuple(stored["sources"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WorkspaceError(f"{path} is damaged: run `moe-router prepare` again") from error
+
+
+def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progress: Progress = _SILENT) -> Prepared:
+    """Read, clean, group, sample and split the sources into the workspace's data room.
+
+    Raises InputError, before anything is written, when a source cannot be used or too little is left of them.
+    """
+    files = expand([Path(source) for source in sources], skip=_own_files(workspace))
+    names = [_name(path, workspace) for path in files]
+    hashes = [digest_file(path) for path in files]
+    inputs = digest_json([FORMAT, names, hashes, _settings(config.data)])
+    done = _up_to_date(workspace, inputs)
+    if done:
+        return done
+    progress.stage("prepare", len(files))
+    read = []
+    for path, name in zip(files, names, strict=True):
+        read.append(read_file(path, config.data, name))
+        progress.advance(1, f"{name}: {len(read[-1].items)}")
+    _check_fields(read, config.data)
+    cleaned = clean(item for source in read for item in source.items)
+    grouped = group_records(cleaned.records, cleaned.links)
+    records = split_records(sample_groups(grouped, config.data.limit, config.data.seed), config.data)
+    _check_enough(records, cleaned)
+    prepared = _summary(records, cleaned, read, hashes)
+    return _write(workspace, replace(prepared, inputs=inputs), records, cleaned)
+
+
+def _write(workspace: Workspace, prepared: Prepared, records: Sequence[Record], cleaned: Cleaned) -> Prepared:
+    """Write the stage's files; none takes its place before all are written, and prepared.json does so last."""
+    lines = [json.dumps(asdict(rejection), ensure_ascii=False) for rejection in cleaned.rejected]
+    with atomic(workspace.prepared) as summary, atomic(workspace.records) as table, atomic(workspace.rejected) as refused:
+        write_text(refused, "".join(f"{line}\n" for line in lines))
+        save_records(table, records)
+        prepared = replace(prepared, records_sha256=digest_file(table), fresh=True)
+        stored = asdict(prepared)
+        del stored["fresh"]
+        write_json(summary, {"format": FORMAT, **stored})
+    return prepared
+
+
+def _summary(records: Sequence[Record], cleaned: Cleaned, read: Sequence[Source], hashes: Sequence[str]) -> Prepared:
+    kept = Counter(record.source.rpartition(":")[0] for record in records)
+    splits = Counter(record.split for record in records)
+    return Prepared(
+        records=len(records),
+        rejected=len(cleaned.rejected),
+        splits={split: splits[split] for split in SPLITS},
+        reasons=cleaned.reasons,
+        notes=tuple(filter(None, (*(source.note for source in read), *_group_notes(records)))),
+        digest=digest_json([[r.id, r.split, r.group, r.meta] for r in records]),
+        unused=len(cleaned.records) - len(records),
+        sources=tuple(
+            {"file": source.name, "sha256": sha256, "items": len(source.items), "records": kept[source.name]}
+            for source, sha256 in zip(read, hashes, strict=True)
+        ),
+    )
+
+
+def _group_notes(records: Sequence[Record]) -> list[str]:
+    group, size = Counter(record.group for record in records).most_common(1)[0]
+    if size <= LARGE_GROUP * len(records):
+        return []
+    first = next(record for record in records if record.group == group)
+    return [f"{size} records hang together through equal prompts or conversations (one is {first.source}): they share a split"]
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+    """The settings that decide what this stage writes."""
+    return {name: value for name, value in asdict(data).items() if name != "template"}
+
+
+def _own_files(workspace: Workspace) -> frozenset[Path]:
+    """What this package writes into the data room: no source, even where the room itself is given as one."""
+    own = (workspace.records, workspace.rejected, workspace.prepared, workspace.slices)
+    return frozenset(path.resolve() for path in own)
+
+
+def _name(path: Path, workspace: Workspace) -> str:
+    """The path in the workspace of a file that lies in it, else the path as given."""
+    full = path.resolve()
+    return (full.relative_to(workspace.root) if full.is_relative_to(workspace.root) else path).as_posix()
+
+
+def _up_to_date(workspace: Workspace, inputs: str) -> Prepared | None:
+    """The earlier result, if it was made of the same inputs and its files are whole."""
+    if not all(path.exists() for path in (workspace.prepared, workspace.records, workspace.rejected)):
+        return None
+    try:
+        done = Prepared.load(workspace)
+    except WorkspaceError:
+        return None
+    return done if done.inputs == inputs and done.records_sha256 == digest_file(workspace.records) else None
+
+
+def _check_fields(read: Sequence[Source], data: DataConfig) -> None:
+    """A field that the user named and no source has is a mistake worth stopping for."""
+    for flag, named, position in (("--prompt-field", data.prompt_field, 0), ("--response-field", data.response_field, 1)):
+        used = {(source.fields.prompt, source.fields.response)[position] for source in read if source.fields}
+        if named and named not in used:
+            found = ", ".join(sorted(used - {""})) or "none"
+            raise InputError(f"no source has a field {named!r} (found instead: {found}): correct {flag} or leave it out")
+
+
+def _check_enough(records: Sequence[Record], cleaned: Cleaned) -> None:
+    if len(records) < FEWEST:
+        rejected = ", ".join(f"{count} {rule}" for rule, count in cleaned.reasons.items()) or "none"
+        raise InputError(
+            f"only {len(records)} records are left of {len(cleaned.records) + len(cleaned.rejected)} (rejected: {rejected}), "
+            f"{FEWEST} are needed: add sources or raise data.limit"
+        )
+    empty = [split for split in SPLITS if not any(record.split == split for record in records)]
+    if empty:
+        groups = len({record.group for record in records})
+        raise InputError(
+            f"no records for {', '.join(empty)}: the data forms {groups} groups of equal prompts or conversations; "
+            "add sources, raise data.limit, or remove their own split field"
+        )

@@ -1,0 +1,148 @@
+"""The stage that fits the gate: measured losses in, gate.safetensors and gate.json out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from moe_router.config import Config
+from moe_router.data.embed import load_embedder
+from moe_router.data.records import Record
+from moe_router.data.slices import Slices
+from moe_router.errors import LibraryError, WorkspaceError
+from moe_router.experts.adapters import RoutedModel
+from moe_router.experts.base import load_base
+from moe_router.experts.library import Library
+from moe_router.experts.scoring import score
+from moe_router.experts.train import Split
+from moe_router.gate.baselines import MIXING_TEMPERATURES, search_temperature
+from moe_router.gate.calibrate import abstain_threshold, confidence_temperature, held_out_calibration_error
+from moe_router.gate.fit import Fit, Measured, fit_gate
+from moe_router.gate.gate import FORMAT, MEMORY, MODES, Gate, keep_top, likeness, softmax
+from moe_router.gate.losses import measure
+from moe_router.progress import Progress, Silent
+from moe_router.workspace import Workspace, digest_json
+
+
+def train_gate(
+    workspace: Workspace, config: Config, progress: Progress | None = None, model: RoutedModel | None = None
+) -> Gate:
+    """Fit the gate of the workspace's library and write it beside the experts.
+
+    Does nothing when the gate there was fitted on the same experts, data and settings; a damaged one is fitted anew.
+    `model` is the library already opened, if it is; it stays attached.
+    """
+    progress = progress or Silent()
+    library = Library.load(workspace.experts)
+    slices = Slices.load(workspace)
+    inputs = digest_json([FORMAT, library.digest, slices.digest, slices.embedder, asdict(config.gate)])
+    found = _existing(workspace, library)
+    if found is not None and found.inputs == inputs:
+        return found
+    opened = model or library.open(load_base(library.base))
+    try:
+        material = _gather(workspace, library, slices, opened, progress)
+        progress.stage("fit gate", 1)
+        fitted = _fit(config, library, slices, material, opened, inputs)
+    finally:
+        if model is None:
+            opened.detach()
+    fitted.save(workspace.experts)
+    progress.advance(1)
+    return fitted
+
+
+def expert_of_slice(library: Library, slices: Slices) -> np.ndarray:
+    """The expert's place in the gate for every slice, -1 where the slice's expert was removed or failed: (slices,).
+
+    Raises LibraryError when the library was trained on other slices.
+    """
+    foreign = sorted(set(library.names) - set(slices.names))
+    if foreign:
+        raise LibraryError(f"expert {foreign[0]!r} belongs to no slice of this workspace: run `moe-router train-experts` again")
+    return np.array([library.names.index(name) if name in library.names else -1 for name in slices.names])
+
+
+def _existing(workspace: Workspace, library: Library) -> Gate | None:
+    try:
+        return Gate.load(workspace.experts, library)
+    except LibraryError:  # none, of other experts, or damaged: all are made anew
+        return None
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What the gate is fitted on."""
+
+    queries: np.ndarray  # (training records, dimension)
+    experts: np.ndarray  # (training records,) each one's own expert
+    gate: Measured
+    tune: Measured
+    tune_records: list[Record]
+
+
+def _gather(workspace: Workspace, library: Library, slices: Slices, model: RoutedModel, progress: Progress) -> _Material:
+    """Nothing of a removed expert's slice goes in: deleting an expert takes its records out of the gate as well."""
+    experts = expert_of_slice(library, slices)
+    train, gate, tune = (Split.of(workspace, slices, split) for split in ("train", "gate", "tune"))
+    in_train, in_gate, in_tune = (np.flatnonzero(experts[split.labels] >= 0) for split in (train, gate, tune))
+    if not len(in_gate) or not len(in_tune):
+        raise WorkspaceError("the gate or tune split is empty: raise data.gate_share and data.tune_share and prepare again")
+    return _Material(
+        queries=train.embeddings[in_train],
+        experts=experts[train.labels[in_train]],
+        gate=measure(workspace, library, slices, "gate", model, progress).only(in_gate),
+        tune=measure(workspace, library, slices, "tune", model, progress).only(in_tune),
+        tune_records=[tune.records[i] for i in in_tune],
+    )
+
+
+def _fit(config: Config, library: Library, slices: Slices, material: _Material, model: RoutedModel, inputs: str) -> Gate:
+    gate, tune = material.gate, material.tune
+    fit = fit_gate(material.queries, material.experts, gate, tune)
+
+    def tune_nats(weights: np.ndarray) -> float:
+        found = score(model, material.tune_records, weights, template=library.template, max_tokens=library.max_tokens)
+        return float(found.nats.sum() / found.tokens.sum())
+
+    logits = tune.embeddings @ fit.weight.T + fit.bias
+    top = MODES[config.gate.mode]
+    mixing, tried = search_temperature(MIXING_TEMPERATURES, lambda t: keep_top(softmax(logits / t), top), tune_nats)
+    memory = _remember(material.queries, config.gate.seed)
+    return Gate(
+        names=library.names,
+        library_digest=library.digest,
+        embedder=slices.embedder,
+        embedder_digest=load_embedder(slices.embedder).digest,
+        mode=config.gate.mode,
+        abstain_to=config.gate.abstain_to,
+        weight=fit.weight,
+        bias=fit.bias,
+        memory=memory,
+        mixing_temperature=mixing,
+        confidence_temperature=confidence_temperature(logits, tune.nats.argmin(1)),
+        threshold=abstain_threshold(likeness(tune.embeddings, memory), config.gate.abstain_coverage),
+        inputs=inputs,
+        figures=_figures(config, fit, logits, tune) | {"gate_records": len(gate.tokens), "mixing_nats_per_token": tried},
+    )
+
+
+def _figures(config: Config, fit: Fit, logits: np.ndarray, tune: Measured) -> dict[str, object]:
+    best, chosen = tune.nats.argmin(1), logits.argmax(1)
+    return {
+        "settings": asdict(config.gate),
+        "fit": fit.chosen,
+        "tried": fit.tried,
+        "tune_records": len(best),
+        "tune_top1_nats_per_token": tune.nats_per_token(np.eye(logits.shape[1])[chosen]),
+        "tune_oracle_nats_per_token": tune.nats_per_token(np.eye(logits.shape[1])[best]),
+        "tune_choice_is_best": float((chosen == best).mean()),
+        "tune_calibration_error": held_out_calibration_error(logits, best),
+    }
+
+
+def _remember(embeddings: np.ndarray, seed: int) -> np.ndarray:
+    """At most MEMORY training embeddings, drawn by seed; through float16, as they are stored."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MEMORY])
+    return embeddings[chosen].astype(np.float16).astype(np.float32)
