@@ -88,6 +88,7 @@ class SliceConfig:
         _need(self.k >= 1, f"slice.k = {self.k}: at least 1")
         _need(self.max_ratio >= 1.0, f"slice.max_ratio = {self.max_ratio}: at least 1.0")
         _need(self.min_records >= 1, f"slice.min_records = {self.min_records}: at least 1")
+        _need(bool(self.embedder.strip()), "slice.embedder is empty: name a sentence-transformers folder or id")
 
 
 @dataclass(frozen=True)

@@ -80,3 +80,9 @@ def test_centroids_are_unit_vectors_and_zero_for_an_empty_cluster():
     centers = centroids(points, truth, 3)
     assert np.allclose(np.linalg.norm(centers, axis=1), [1, 1, 0], atol=1e-6)
     assert (centers @ points.T)[0, :5].min() > 0.9
+
+
+def test_what_every_text_says_alike_is_no_direction():
+    points, _ = groups([30, 30])
+    offset = unit(points + 5 * np.eye(16)[15])
+    assert np.linalg.norm(subjects(offset, offset, 2).mean(0)) < 0.1

@@ -42,6 +42,7 @@ def test_whole_numbers_serve_as_decimals():
     ("tables", "message"),
     [
         ({"slice": {"kk": 3}}, r"unknown setting slice\.kk"),
+        ({"slice": {"embedder": " "}}, r"slice\.embedder is empty"),
         ({"slices": {"k": 3}}, r"unknown section \[slices\]: use one of base, data"),
         ({"slice": 3}, r"unknown section \[slice\]"),
         ({"load": {}}, r"unknown section \[load\]"),

@@ -1,5 +1,6 @@
 """Embedders: the packaged default and a folder of the user's own, tiny but real."""
 
+import logging
 import threading
 
 import numpy as np
@@ -65,8 +66,21 @@ def test_threads_may_share_one(default):
 
 
 def test_loading_says_nothing(capfd):
-    load_embedder()
+    load_embedder().encode(["a rug"] * 200)
     assert capfd.readouterr() == ("", "")
+
+
+def test_loading_in_several_threads_leaves_the_switches_as_they_were():
+    from transformers.utils import logging as progress
+
+    kernels = logging.getLogger("bitsandbytes")
+    before = kernels.level, progress.is_progress_bar_enabled()
+    threads = [threading.Thread(target=load_embedder) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (kernels.level, progress.is_progress_bar_enabled()) == before
 
 
 def test_a_folder_is_loaded_and_known_by_its_content(folder):

@@ -5,6 +5,7 @@ import pytest
 from gate_world import EXPERTS, World, centroids
 
 from moe_router.gate.baselines import best_fixed, cbtm, cluster_label, nearest_neighbours, oracle, random_gate, shuffled
+from moe_router.gate.features import Memory
 from moe_router.gate.fit import Measured, fit_gate
 
 
@@ -16,11 +17,15 @@ def world():
 
 @pytest.fixture(scope="module")
 def fitted(world):
-    return fit_gate(world["train"].embeddings, world["train"].slices, world["gate"].measured, world["tune"].measured)
+    return fit_gate(remembered(world["train"]), world["gate"].measured, world["tune"].measured)
+
+
+def remembered(queries, owners=None):
+    return Memory.of(queries.embeddings, queries.slices if owners is None else owners, 0)
 
 
 def top1(fit, measured):
-    return measured.nats_per_token(np.eye(len(fit.bias))[(measured.embeddings @ fit.weight.T + fit.bias).argmax(1)])
+    return measured.nats_per_token(np.eye(len(fit.bias))[fit.logits(measured.embeddings).argmax(1)])
 
 
 def test_beats_the_gates_that_only_know_the_slices(world, fitted):
@@ -51,7 +56,7 @@ def test_few_measured_records_do_not_undo_the_slices(world):
     train, test = world["train"], world["test"].measured
     few = world["gate"].measured.only(np.arange(12))
     noise = Measured(few.embeddings, np.random.default_rng(1).permuted(few.nats, axis=1), few.tokens)
-    fit = fit_gate(train.embeddings, train.slices, noise, world["tune"].measured)
+    fit = fit_gate(remembered(train), noise, world["tune"].measured)
     own = test.nats_per_token(np.eye(EXPERTS)[world["test"].slices])
     assert top1(fit, test) < own * 1.02
 
@@ -64,18 +69,17 @@ def test_renaming_the_experts_renames_the_gate(world, fitted):
         return Measured(measured.embeddings, measured.nats[:, order], measured.tokens)
 
     other = fit_gate(
-        world["train"].embeddings,
-        back[world["train"].slices],
+        remembered(world["train"], back[world["train"].slices]),
         renamed(world["gate"].measured),
         renamed(world["tune"].measured),
     )
     x = world["test"].embeddings
-    first, second = x @ fitted.weight.T + fitted.bias, x @ other.weight.T + other.bias
+    first, second = fitted.logits(x), other.logits(x)
     assert (order[second.argmax(1)] == first.argmax(1)).mean() > 0.99
 
 
 def test_is_deterministic_and_records_its_search(world, fitted):
-    again = fit_gate(world["train"].embeddings, world["train"].slices, world["gate"].measured, world["tune"].measured)
+    again = fit_gate(remembered(world["train"]), world["gate"].measured, world["tune"].measured)
     assert (again.weight == fitted.weight).all()
     assert fitted.chosen in fitted.tried
     assert fitted.chosen["top1"] == min(t["top1"] for t in fitted.tried)
@@ -86,12 +90,32 @@ def test_one_or_two_experts(world, experts):
     def first(queries):
         return Measured(queries.embeddings, queries.measured.nats[:, :experts], queries.measured.tokens)
 
-    fit = fit_gate(world["train"].embeddings, world["train"].slices % experts, first(world["gate"]), first(world["tune"]))
+    fit = fit_gate(remembered(world["train"], world["train"].slices % experts), first(world["gate"]), first(world["tune"]))
     assert np.isfinite(fit.weight).all() and fit.weight.shape == (experts, world["train"].embeddings.shape[1])
 
 
-def test_an_expert_without_training_records_is_never_the_priors_choice(world):
+def test_an_expert_without_training_records_is_never_the_votes_choice(world):
     train = world["train"]
     kept = train.slices != 3
-    fit = fit_gate(train.embeddings[kept], train.slices[kept], world["gate"].measured, world["tune"].measured)
-    assert np.isfinite(fit.weight).all()
+    memory = Memory.of(train.embeddings[kept], train.slices[kept], 0)
+    assert 3 not in memory.votes(world["test"].embeddings, EXPERTS).argmax(1)
+    assert np.isfinite(fit_gate(memory, world["gate"].measured, world["tune"].measured).weight).all()
+
+
+def test_pockets_smaller_than_a_slice_are_told_apart_by_the_votes():
+    """Many small groups of queries, each owned by an expert at random: no linear map or centroid can hold them."""
+    random = np.random.default_rng(0)
+    pockets = random.normal(size=(200, 24))
+    owner = random.integers(EXPERTS, size=len(pockets))
+
+    def draw(count):
+        which = random.integers(len(pockets), size=count)
+        x = pockets[which] + 0.15 * random.normal(size=(count, 24))
+        nats = np.where(np.eye(EXPERTS, dtype=bool)[owner[which]], 1.0, 3.0)
+        return Measured((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), nats, np.ones(count)), owner[which]
+
+    train, slices = draw(1500)
+    (gate, _), (tune, _), (test, best) = draw(150), draw(100), draw(500)
+    fit = fit_gate(Memory.of(train.embeddings, slices, 0), gate, tune)
+    linear = cluster_label(test.embeddings, train.embeddings, slices, EXPERTS).argmax(1)
+    assert (fit.logits(test.embeddings).argmax(1) == best).mean() > 0.95 > (linear == best).mean() + 0.2

@@ -103,6 +103,6 @@ def test_a_removed_expert_takes_its_records_out_of_the_gate(trained):
     slices = Slices.load(workspace)
     assert gate.names == tuple(name for name in library.names if name != gone)
     assert expert_of_slice(left, slices).tolist() == [0, -1, 1]
-    assert len(gate.memory) == len(before.memory) - slices.sizes[1]
+    assert len(gate.memory.owners) == len(before.memory.owners) - slices.sizes[1]
     own = slices.embeddings[slices.labels == 1].astype(np.float16).astype(np.float32)
-    assert not (own[:, None] == gate.memory[None]).all(2).any()
+    assert not (own[:, None] == gate.memory.queries[None]).all(2).any()

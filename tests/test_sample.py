@@ -129,6 +129,8 @@ def test_only_the_tables_say_what_is_for_the_test():
         ("Up to 1,540 euros.", "540 euros", False),
         ("Up to 540.50 euros.", "540", False),
         ("It is 3.4 days", "4 days", False),
+        ("Monday at 8:30.", "Monday at 8", False),
+        ("You have ３４\u00a0days.", "34 days", True),
         ("ASK ANA\n  reis!", "Ana Reis", True),
         ("Ask Anabel Reis.", "Ana Reis", False),
         ("Fala com a Inês Araújo.", "ine\u0302s arau\u0301jo", True),

@@ -200,3 +200,17 @@ def test_training_records_keep_the_slice_that_had_room_for_them():
     made = [Record(str(i), f"question {i}", "x", split="train") for i in range(len(angles))]
     found = cluster(made, vectors, vectors, SliceConfig(k=2, min_records=5, max_ratio=1.0))
     assert found.sizes == (20, 20) == tuple(np.bincount(found.labels))
+
+
+def test_held_out_records_do_not_shape_the_slices():
+    random = np.random.default_rng(0)
+    axes = np.repeat([0, 1], 20)
+    vectors = (np.eye(8)[axes] + 0.01 * random.normal(size=(40, 8))).astype(np.float32)
+    made = [Record(str(i), f"{('rug', 'payroll')[axis]} question", "x", split="train") for i, axis in enumerate(axes)]
+    held = [Record(f"held {i}", "laptop laptop", "x", split="test") for i in range(30)]
+    settings = SliceConfig(k=2, min_records=5)
+    alone = cluster(made, vectors, vectors, settings)
+    elsewhere = np.repeat(np.eye(8, dtype=np.float32)[[2]], len(held), 0)
+    mixed = cluster([*made, *held], np.concatenate([vectors, elsewhere]), vectors, settings)
+    assert (mixed.centroids == alone.centroids).all()
+    assert (mixed.words, mixed.names, mixed.prompts, mixed.sizes) == (alone.words, alone.names, alone.prompts, alone.sizes)

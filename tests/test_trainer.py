@@ -25,7 +25,11 @@ def examples(count, seed):
     return made
 
 
-JOBS = [Job("a", examples(9, 1), SETTINGS, 1e-2), Job("b", examples(21, 2), SETTINGS, 5e-3), Job("c", examples(4, 3), SETTINGS, 1e-2)]
+JOBS = [
+    Job("a", examples(9, 1), SETTINGS, 1e-2),
+    Job("b", examples(21, 2), SETTINGS, 5e-3),
+    Job("c", examples(4, 3), SETTINGS, 1e-2),
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,8 @@ DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 CONTEXT_CHARACTERS = 600
 """Earlier turns are embedded while all turns fit in this; more would push the query out of a 256-token window."""
 BATCH = 64
+_LOADING = threading.Lock()
+"""Held while a model loads, as `_quiet` turns switches of the whole process."""
 
 
 class Embedder(Protocol):
@@ -57,6 +59,15 @@ class SentenceEmbedder:
             )
         return np.asarray(found, dtype=np.float32)
 
+    @property
+    def encoder(self) -> Any:
+        """The transformers model inside, for counting what it computes."""
+        return self._model[0].auto_model
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens that the model sees of each text, its window respected."""
+        return [len(ids) for ids in self._model.tokenizer(list(texts), truncation=True)["input_ids"]]
+
 
 def load_embedder(name: str = DEFAULT, device: str = "cpu") -> SentenceEmbedder:
     """The packaged default, or any sentence-transformers id or folder.
@@ -67,7 +78,7 @@ def load_embedder(name: str = DEFAULT, device: str = "cpu") -> SentenceEmbedder:
     from safetensors import SafetensorError
 
     try:
-        with _quiet():
+        with _LOADING, _quiet():
             from sentence_transformers import SentenceTransformer
 
             model = SentenceTransformer(source, device=device, local_files_only=name == DEFAULT or Path(name).is_dir())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moe_router.gate.fit import slice_classifier
 from moe_router.gate.gate import keep_top, softmax
 
 MIXING_TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -81,3 +80,20 @@ def search_temperature(
     """The candidate whose weights lose least on the tune split; every gate gets this same search."""
     found = {f"{t:g}": float(nats_of(weights_at(t))) for t in candidates}
     return float(min(found, key=lambda t: found[t])), found
+
+
+def slice_classifier(train: np.ndarray, labels: np.ndarray, experts: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression of the slice: weight (experts, dimension), bias (experts,)."""
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((experts, train.shape[1])), np.zeros(experts)
+    present = np.unique(labels)
+    if len(present) < 2:
+        return weight, bias
+    found = LogisticRegression(C=strength, max_iter=500).fit(train, labels)
+    if len(present) == 2:  # scikit-learn keeps one row for two classes
+        weight[present[1]], bias[present[1]] = found.coef_[0], found.intercept_[0]
+        return weight, bias
+    bias[:] = -1e3  # an expert without training records is never the prior's choice
+    weight[present], bias[present] = found.coef_, found.intercept_
+    return weight, bias

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from moe_router.gate.features import Memory
 from moe_router.gate.gate import softmax
 
-PRIOR_STRENGTHS = (10.0, 100.0)
 TARGET_TEMPERATURES = (0.03, 0.1, 0.3)
-PENALTIES = (0.003, 0.03, 0.3, 3.0)
+PENALTIES = (3.0, 0.3, 0.03)
+"""Strongest first: of equally good settings the one that trusts few records least is taken."""
 
 
 @dataclass(frozen=True)
@@ -36,76 +37,61 @@ class Measured:
         return float((weights * self.nats).sum() / self.tokens.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
-    """A fitted linear gate and how it was chosen."""
+    """A fitted gate without its calibration, and how it was chosen."""
 
     weight: np.ndarray  # (experts, dimension)
     bias: np.ndarray  # (experts,)
-    chosen: dict[str, float | None]
-    tried: list[dict[str, float | None]]
-    """Each setting with its loss on the tune split in nats per token; τ and penalty are None for the prior alone."""
+    vote_scale: float
+    memory: Memory
+    chosen: dict[str, float | None] = field(default_factory=dict)
+    tried: list[dict[str, float | None]] = field(default_factory=list)
+    """Each setting with its loss on the tune split in nats per token; τ and penalty are None for the votes alone."""
+
+    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+        """*Shape:* embeddings (queries, dimension) → (queries, experts)."""
+        votes = self.memory.votes(embeddings, len(self.bias))
+        return embeddings @ self.weight.T + self.bias + self.vote_scale * votes
 
 
-def fit_gate(train: np.ndarray, labels: np.ndarray, gate: Measured, tune: Measured) -> Fit:
-    """Fit logits = s·prior(x) + W·x + b to softmax(-loss/τ), records weighted by their target tokens.
+def fit_gate(memory: Memory, gate: Measured, tune: Measured) -> Fit:
+    """Fit logits = s·votes(x) + W·x + b to softmax(-loss/τ), records weighted by their target tokens.
 
-    The prior is a logistic regression on the training records' slices (on synthetic slices it did as well as centroid
-    similarity or better), so that a few hundred measured records need only correct it. Prior strength, τ and the
-    penalty on W and b are chosen by the loss of top-1 routing on `tune`, the prior alone being one of the choices.
-
-    *Shape:* train (records, dimension), labels (records,).
+    The votes of remembered training queries need no measured loss, so a few hundred measured records have only to
+    correct them. τ and the penalty on W and b are chosen by the loss of top-1 routing on `tune`, the votes alone being
+    one of the choices.
     """
-    experts = gate.nats.shape[1]
+    experts, dimension = gate.nats.shape[1], gate.embeddings.shape[1]
+    alone = Fit(np.zeros((experts, dimension), np.float32), np.zeros(experts, np.float32), 1.0, memory)
     tried, best = [], None
-    corrections = [(None, None), *itertools.product(TARGET_TEMPERATURES, PENALTIES)]
-    for strength in PRIOR_STRENGTHS:
-        prior = slice_classifier(train, labels, experts, strength)
-        for tau, penalty in corrections:
-            weight, bias = prior if tau is None else _correct(prior, gate, tau, penalty)
-            weights = softmax(tune.embeddings @ weight.T + bias)
-            top1 = tune.nats_per_token(np.eye(experts)[weights.argmax(1)])
-            expected = tune.nats_per_token(weights)
-            tried.append({"prior": strength, "tau": tau, "penalty": penalty, "top1": top1, "expected": expected})
-            if best is None or (top1, expected) < best[0]:
-                best = (top1, expected), weight, bias, tried[-1]
-    _, weight, bias, chosen = best
-    return Fit(weight.astype(np.float32), bias.astype(np.float32), chosen, tried)
+    for tau, penalty in [(None, None), *itertools.product(TARGET_TEMPERATURES, PENALTIES)]:
+        fit = alone if tau is None else _correct(memory, gate, tau, penalty)
+        weights = softmax(fit.logits(tune.embeddings))
+        top1 = tune.nats_per_token(np.eye(experts)[weights.argmax(1)])
+        tried.append({"tau": tau, "penalty": penalty, "top1": top1, "expected": tune.nats_per_token(weights)})
+        if best is None or (top1, tried[-1]["expected"]) < (best[1]["top1"], best[1]["expected"]):
+            best = fit, tried[-1]
+    return replace(best[0], chosen=best[1], tried=tried)
 
 
-def slice_classifier(train: np.ndarray, labels: np.ndarray, experts: int, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Multinomial logistic regression of the slice: weight (experts, dimension), bias (experts,)."""
-    from sklearn.linear_model import LogisticRegression
-
-    weight, bias = np.zeros((experts, train.shape[1])), np.zeros(experts)
-    present = np.unique(labels)
-    if len(present) < 2:
-        return weight, bias
-    found = LogisticRegression(C=strength, max_iter=500).fit(train, labels)
-    if len(present) == 2:  # scikit-learn keeps one row for two classes
-        weight[present[1]], bias[present[1]] = found.coef_[0], found.intercept_[0]
-        return weight, bias
-    bias[:] = -1e3  # an expert without training records is never the prior's choice
-    weight[present], bias[present] = found.coef_, found.intercept_
-    return weight, bias
-
-
-def _correct(prior: tuple[np.ndarray, np.ndarray], gate: Measured, tau: float, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scale of the prior and correction that best match the measured targets (L-BFGS, float64)."""
+def _correct(memory: Memory, gate: Measured, tau: float, penalty: float) -> Fit:
+    """Scale of the votes and correction that best match the measured targets (L-BFGS, float64)."""
     import torch
 
+    experts, dimension = gate.nats.shape[1], gate.embeddings.shape[1]
     x = torch.from_numpy(gate.embeddings.astype(np.float64))
-    start = torch.from_numpy(gate.embeddings.astype(np.float64) @ prior[0].T + prior[1])
+    votes = torch.from_numpy(memory.votes(gate.embeddings, experts))
     target = torch.from_numpy(softmax(-gate.losses / tau))
     share = torch.from_numpy(gate.tokens / gate.tokens.sum())
     scale = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    weight = torch.zeros(prior[0].shape, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(len(prior[1]), dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros(experts, dimension, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(experts, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([scale, weight, bias], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimiser.zero_grad()
-        logits = scale * start + x @ weight.T + bias
+        logits = scale * votes + x @ weight.T + bias
         cross = -(target * torch.log_softmax(logits, 1)).sum(1)
         size = weight.square().sum() + bias.square().sum()
         loss = (share * cross).sum() + penalty * size / len(x) + 1e-3 * (scale - 1).square().sum()
@@ -113,5 +99,4 @@ def _correct(prior: tuple[np.ndarray, np.ndarray], gate: Measured, tau: float, p
         return loss
 
     optimiser.step(closure)
-    s = scale.item()
-    return s * prior[0] + weight.detach().numpy(), s * prior[1] + bias.detach().numpy()
+    return Fit(weight.detach().float().numpy(), bias.detach().float().numpy(), scale.item(), memory)

@@ -11,17 +11,15 @@ import numpy as np
 
 from moe_router.errors import LibraryError, WorkspaceError
 from moe_router.experts.library import Library
+from moe_router.gate.features import Memory
 from moe_router.workspace import atomic, digest_file, read_json, write_json
 
 WEIGHTS = "gate.safetensors"
 CARD = "gate.json"
-FORMAT = 1
+FORMAT = 2
 MODES = {"top1": 1, "top2": 2, "soft": None}
 """How many experts a mode keeps."""
-MEMORY = 4096
-"""Training embeddings kept for the out-of-domain score."""
-NEIGHBOURS = 3
-TENSORS = ("weight", "bias", "memory")
+ARRAYS = ("weight", "bias", "memory")
 ROUNDING = 1e-5
 """A query alone and in a batch may differ by this much in its score; the threshold leaves that much room."""
 REMEDY = "run `moe-router train-gate` again"
@@ -42,7 +40,7 @@ class Decisions:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A linear map from embeddings to expert logits, with its calibration and its memory of training queries."""
+    """Votes of remembered training queries plus a linear map of the embedding, with their calibration."""
 
     names: tuple[str, ...]
     library_digest: str
@@ -51,7 +49,8 @@ class Gate:
     abstain_to: str
     weight: np.ndarray  # (experts, dimension) float32
     bias: np.ndarray  # (experts,) float32
-    memory: np.ndarray  # (remembered, dimension) float32, unit length
+    vote_scale: float
+    memory: Memory
     mixing_temperature: float
     confidence_temperature: float
     threshold: float
@@ -68,7 +67,8 @@ class Gate:
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """*Shape:* embeddings (queries, dimension) → (queries, experts) float64."""
-        return embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        linear = embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        return linear + self.vote_scale * self.memory.votes(embeddings, len(self.names))
 
     def decide(
         self,
@@ -97,7 +97,7 @@ class Gate:
         known = np.where(finite[:, None], embeddings, 0)
         logits = self._permit(self.logits(known), allowed)
         weights = keep_top(softmax(logits / self.mixing_temperature), MODES[mode])
-        score = likeness(known, self.memory)
+        score = self.memory.likeness(known)
         abstained = ~finite | (abstain & (score < self.threshold))
         weights = np.where(abstained[:, None], 0, weights)
         confidence = softmax(logits / self.confidence_temperature).max(1) * finite
@@ -115,11 +115,12 @@ class Gate:
         """Write gate.safetensors, then gate.json with its checksum: a crash between the two is seen at load."""
         from safetensors.numpy import save_file
 
-        tensors = {"weight": self.weight, "bias": self.bias, "memory": self.memory.astype(np.float16)}
+        tensors = {"weight": self.weight, "bias": self.bias}
+        tensors |= {"queries": self.memory.queries.astype(np.float16), "owners": self.memory.owners.astype(np.int32)}
         with atomic(folder / WEIGHTS) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
         card = {"format": FORMAT, "sha256": digest_file(folder / WEIGHTS), "dimension": self.dimension}
-        write_json(folder / CARD, card | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in TENSORS})
+        write_json(folder / CARD, card | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS})
 
     @classmethod
     def load(cls, folder: Path, library: Library | None = None) -> Gate:
@@ -137,7 +138,9 @@ class Gate:
                 raise LibraryError(f"{folder / WEIGHTS} does not match the checksum in {CARD}: {REMEDY}")
             dimension = card.pop("dimension")
             card["names"] = tuple(card["names"])
-            gate = cls(**card, **{k: v.astype(np.float32) for k, v in load_file(folder / WEIGHTS).items()})
+            tensors = load_file(folder / WEIGHTS)
+            memory = Memory(tensors.pop("queries").astype(np.float32), tensors.pop("owners").astype(np.int64))
+            gate = cls(**card, **tensors, memory=memory)
             gate._check(dimension)
         except (OSError, SafetensorError, WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise LibraryError(f"{folder / WEIGHTS} or {CARD} is missing or damaged ({error}): {REMEDY}") from error
@@ -147,11 +150,14 @@ class Gate:
 
     def _check(self, dimension: int) -> None:
         experts = len(self.names)
-        shapes = (self.weight.shape, self.bias.shape, self.memory.shape[1:])
-        if shapes != ((experts, dimension), (experts,), (dimension,)) or not len(self.memory):
+        queries, owners = self.memory.queries, self.memory.owners
+        shapes = (self.weight.shape, self.bias.shape, queries.shape, owners.shape)
+        if shapes != ((experts, dimension), (experts,), (len(owners), dimension), (len(queries),)) or not len(owners):
             raise ValueError("shapes do not fit each other")
-        settings = [self.mixing_temperature, self.confidence_temperature, self.threshold]
-        if not all(np.isfinite(values).all() for values in (self.weight, self.bias, self.memory, settings)):
+        if owners.min() < 0 or owners.max() >= experts:
+            raise ValueError("remembers queries of an expert that is not there")
+        settings = [self.mixing_temperature, self.confidence_temperature, self.threshold, self.vote_scale]
+        if not all(np.isfinite(values).all() for values in (self.weight, self.bias, queries, settings)):
             raise ValueError("holds NaN or infinity")
         if min(self.mixing_temperature, self.confidence_temperature) <= 0 or self.mode not in MODES:
             raise ValueError("mode or temperature out of range")
@@ -171,13 +177,3 @@ def keep_top(weights: np.ndarray, k: int | None) -> np.ndarray:
     kept = weights.copy()
     np.put_along_axis(kept, order, 0, axis=1)
     return kept / kept.sum(1, keepdims=True)
-
-
-def likeness(embeddings: np.ndarray, memory: np.ndarray) -> np.ndarray:
-    """Mean cosine similarity to the nearest remembered training queries (kNN score, Sun et al. 2022).
-
-    *Shape:* embeddings (queries, dimension), memory (remembered, dimension) → (queries,).
-    """
-    count = min(NEIGHBOURS, len(memory))
-    similarity = embeddings @ memory.T
-    return np.partition(similarity, -count, axis=1)[:, -count:].mean(1).clip(-1, 1)

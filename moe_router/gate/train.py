@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from moe_router.config import Config
-from moe_router.data.embed import load_embedder
 from moe_router.data.records import Record
 from moe_router.data.slices import Slices
 from moe_router.errors import LibraryError, WorkspaceError
@@ -18,8 +17,9 @@ from moe_router.experts.scoring import score
 from moe_router.experts.train import Split
 from moe_router.gate.baselines import MIXING_TEMPERATURES, search_temperature
 from moe_router.gate.calibrate import abstain_threshold, confidence_temperature, held_out_calibration_error
+from moe_router.gate.features import Memory
 from moe_router.gate.fit import Fit, Measured, fit_gate
-from moe_router.gate.gate import FORMAT, MEMORY, MODES, Gate, keep_top, likeness, softmax
+from moe_router.gate.gate import FORMAT, MODES, Gate, keep_top, softmax
 from moe_router.gate.losses import measure
 from moe_router.progress import Progress, Silent
 from moe_router.workspace import Workspace, digest_json
@@ -100,29 +100,29 @@ def _gather(workspace: Workspace, library: Library, slices: Slices, model: Route
 
 def _fit(config: Config, library: Library, slices: Slices, material: _Material, model: RoutedModel, inputs: str) -> Gate:
     gate, tune = material.gate, material.tune
-    fit = fit_gate(material.queries, material.experts, gate, tune)
+    fit = fit_gate(Memory.of(material.queries, material.experts, config.gate.seed), gate, tune)
 
     def tune_nats(weights: np.ndarray) -> float:
         found = score(model, material.tune_records, weights, template=library.template, max_tokens=library.max_tokens)
         return float(found.nats.sum() / found.tokens.sum())
 
-    logits = tune.embeddings @ fit.weight.T + fit.bias
+    logits = fit.logits(tune.embeddings)
     top = MODES[config.gate.mode]
     mixing, tried = search_temperature(MIXING_TEMPERATURES, lambda t: keep_top(softmax(logits / t), top), tune_nats)
-    memory = _remember(material.queries, config.gate.seed)
     return Gate(
         names=library.names,
         library_digest=library.digest,
         embedder=slices.embedder,
-        embedder_digest=load_embedder(slices.embedder).digest,
+        embedder_digest=slices.embedder_digest,
         mode=config.gate.mode,
         abstain_to=config.gate.abstain_to,
         weight=fit.weight,
         bias=fit.bias,
-        memory=memory,
+        vote_scale=fit.vote_scale,
+        memory=fit.memory,
         mixing_temperature=mixing,
         confidence_temperature=confidence_temperature(logits, tune.nats.argmin(1)),
-        threshold=abstain_threshold(likeness(tune.embeddings, memory), config.gate.abstain_coverage),
+        threshold=abstain_threshold(fit.memory.likeness(tune.embeddings), config.gate.abstain_coverage),
         inputs=inputs,
         figures=_figures(config, fit, logits, tune) | {"gate_records": len(gate.tokens), "mixing_nats_per_token": tried},
     )
@@ -140,9 +140,3 @@ def _figures(config: Config, fit: Fit, logits: np.ndarray, tune: Measured) -> di
         "tune_choice_is_best": float((chosen == best).mean()),
         "tune_calibration_error": held_out_calibration_error(logits, best),
     }
-
-
-def _remember(embeddings: np.ndarray, seed: int) -> np.ndarray:
-    """At most MEMORY training embeddings, drawn by seed; through float16, as they are stored."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MEMORY])
-    return embeddings[chosen].astype(np.float16).astype(np.float32)

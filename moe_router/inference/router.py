@@ -57,7 +57,8 @@ class Router:
     Safe to use from several threads; deterministic for a given seed.
     """
 
-    def __init__(self, library: Library, engine: Engine, selector: Selector, generation: GenerationConfig) -> None:
+    def __init__(self, library: Library, engine: Engine, selector: Selector | None, generation: GenerationConfig) -> None:
+        """Without a selector, every call must bring its routes."""
         self.library, self.engine, self.selector, self.generation = library, engine, selector, generation
         self._template = template(library.template)
 

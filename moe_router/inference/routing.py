@@ -45,6 +45,10 @@ class Selector:
         """The gate of a library. Raises LibraryError when there is none, or it belongs to another library."""
         gate = Gate.load(library.path, library)
         embedder = load_embedder(gate.embedder)
+        if embedder.digest != gate.embedder_digest:
+            raise LibraryError(
+                f"embedder {gate.embedder!r} is not the one the gate was fitted with: run `moe-router train-gate`"
+            )
         return cls(gate, embedder, library.has_shared)
 
     def route(self, queries: Sequence[Query], mode: str | None = None, allowed: Sequence[str] | None = None) -> list[Route]:

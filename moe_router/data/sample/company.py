@@ -103,9 +103,10 @@ def key_fact_found(answer: str, key_fact: str) -> bool:
     """Whether the answer states the key fact, case and spacing aside.
 
     Only whole words and numbers count: "4 days" is not in "34 days", nor "540 euros" in "1,540 euros".
+    "Monday at 8" is not in "Monday at 8:30" either.
     """
     words = r"\s+".join(re.escape(word) for word in _folded(key_fact).split())
-    whole = rf"(?<!\w)(?<!\d[.,]){words}(?!\w)(?![.,]\d)"
+    whole = rf"(?<!\w)(?<!\d[.,:]){words}(?!\w)(?![.,:]\d)"
     return bool(words) and re.search(whole, _folded(answer)) is not None
 
 
