@@ -151,7 +151,7 @@ class GateConfig:
 
     mode: str = "top2"
     """Default mode of the router: `top1`, `top2` or `soft`."""
-    abstain_coverage: float = 0.98
+    abstain_coverage: float = 0.995
     """Share of in-domain queries that the gate should accept; the abstain threshold follows from it."""
     abstain_to: str = "shared"
     """What answers when the gate abstains: `shared` (the shared expert alone) or `base`."""

@@ -49,11 +49,11 @@ class BuildResult:
 
     def lines(self) -> Iterable[str]:
         """Slices, experts, comparison, and where everything was written."""
-        from moe_router.report.terminal import SliceRow, experts_table, lines, slices_table
+        from moe_router.report.terminal import SliceRow, lines, slices_table
 
         rows = [SliceRow(*row) for row in zip(self.slices.names, self.slices.sizes, self.slices.prompts, strict=True)]
         yield f"{self.prepared.records:,} records kept, {self.prepared.rejected:,} rejected"
-        yield from lines(slices_table(rows), experts_table(self.report.experts))
+        yield from lines(slices_table(rows))
         yield from self.report.lines()
         yield f"Written: {self.workspace.records}, {self.workspace.experts}, {self.workspace.reports / 'report.md'}"
 

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import numpy as np
 
+from moe_router import __version__
 from moe_router.config import Config, GenerationConfig
 from moe_router.data.embed import SentenceEmbedder, load_embedder, query_text
 from moe_router.data.sample import key_fact_found
@@ -36,7 +37,7 @@ ANSWERED = ("base", "dense_rank", "dense_active", "gate_top2")
 """Arms that answer the test questions, where the records have key facts."""
 ANSWER_TOKENS = 24
 RIVALS = ("base", "dense_rank", "dense_active", "shared_only", "uniform", "cbtm", "gate_top1", "oracle")
-PACKAGES = ("moe-router", "torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "scikit-learn")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -356,7 +357,8 @@ def _environment(config: Config, library: Library, slices: Slices, base: Base) -
             "experts": config.experts.seed,
             "gate": config.gate.seed,
         },
-        "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {"moe-router": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES},
         "command": "moe-router report",
     }
 
