@@ -82,8 +82,9 @@ class Dropout:
         """*Shape:* (rows, seq, d_in) → same."""
         masks = []
         for seed in self.seeds:
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + layer) % (1 << 63))
-            masks.append(torch.rand(x.shape[1:], generator=generator) >= self.rate)
+            # numpy draws one number after the other, so that a row padded further keeps its mask
+            draws = np.random.default_rng((seed, layer)).random(x.shape[1:], dtype=np.float32)
+            masks.append(torch.from_numpy(draws) >= self.rate)
         return x * torch.stack(masks).to(x.device, x.dtype) / (1 - self.rate)
 
 
