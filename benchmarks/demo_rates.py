@@ -1,0 +1,70 @@
+"""The search behind the demo's learning rates: on another seed of the sample, judged on its tune split only.
+
+    python benchmarks/demo_rates.py --workspace /tmp/rates --seed 1
+
+Prints tune perplexity of the mixture (every record on its own slice's expert) and of both dense rivals at each rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+
+from moe_router.config import Config
+from moe_router.data.prepare import prepare
+from moe_router.data.sample import write_sample
+from moe_router.data.slices import slice_records
+from moe_router.demo import demo_config
+from moe_router.experts.base import Base, load_base
+from moe_router.experts.encode import encode
+from moe_router.experts.scoring import score_examples
+from moe_router.experts.train import Plan, Split, make_trainer
+from moe_router.workspace import Workspace
+
+ROUTED = (5e-4, 1e-3, 2e-3, 4e-3)
+SHARED = (2e-3, 4e-3)
+DENSE = (1e-3, 2e-3, 4e-3, 8e-3)
+
+
+def tune_perplexity(base: Base, plan: Plan) -> float:
+    """Train the plan and score its tune split."""
+    trainer = make_trainer(base, plan)
+    with trainer.model as model:
+        trainer.run()
+        examples = encode(plan.tune.records, base, plan.config.data.template)
+        weights = np.eye(len(plan.names), dtype=np.float32)[plan.tune.labels]
+        return float(score_examples(model, examples, weights).perplexity)
+
+
+def with_experts(config: Config, **values: object) -> Config:
+    return config.override({"experts": values})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workspace", required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    config, workspace = demo_config("quick", given.seed), Workspace.find(given.workspace)
+    prepare(workspace, write_sample(workspace.sample, given.seed), config)
+    slices = slice_records(workspace, config)
+    base = load_base(config.base)
+    train, tune = (Split.of(workspace, slices, split) for split in ("train", "tune"))
+    for shared in SHARED:
+        for routed in ROUTED:
+            tried = with_experts(config, learning_rate=routed, shared_learning_rate=shared)
+            found = tune_perplexity(base, Plan(slices.names, train, tune, tried, slices.digest))
+            print(f"mixture routed {routed:g} shared {shared:g}: {found:.4f}", flush=True)
+    whole = [replace(split, labels=np.zeros_like(split.labels)) for split in (train, tune)]
+    ranks = {"dense_rank": config.experts.rank, "dense_active": config.experts.shared_rank + 2 * config.experts.rank}
+    for name, rank in ranks.items():
+        for rate in DENSE:
+            tried = with_experts(config, mode="isolated", rank=rank, learning_rate=rate)
+            found = tune_perplexity(base, Plan(("dense",), *whole, tried, slices.digest, len(slices.names)))
+            print(f"{name} {rate:g}: {found:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
