@@ -183,9 +183,21 @@ def test_library_of_another_base_is_refused(copy, tmp_path):
 
 
 def test_gate_of_other_experts_is_refused(copy):
+    (copy / "kept").mkdir()
+    for name in ("gate.json", "gate.safetensors"):
+        shutil.copyfile(copy / name, copy / "kept" / name)
     Library.load(copy).remove(Library.load(copy).names[0])
+    for path in (copy / "kept").iterdir():
+        path.rename(copy / path.name)
     with pytest.raises(LibraryError, match="train-gate"):
         Router.load(copy)
+
+
+def test_removing_an_expert_leaves_nothing_that_remembers_it(copy):
+    name = Library.load(copy).names[0]
+    Library.load(copy).remove(name)
+    assert not (copy / name).exists()
+    assert not any((copy / file).exists() for file in ("gate.json", "gate.safetensors", "losses.safetensors"))
 
 
 def test_unknown_expert_is_named(copy):

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 INDEX = "library.json"
 CARD = "expert.json"
 SHARED = "shared"
+GATE_CARD = "gate.json"
+GATE_WEIGHTS = "gate.safetensors"
+LOSSES = "losses.safetensors"
 FORMAT = 1
 
 
@@ -129,7 +132,10 @@ class Library:
         return model
 
     def remove(self, name: str) -> Library:
-        """Delete one routed expert's folder and take it off the index. Raises LibraryError for an unknown name."""
+        """Delete one routed expert: its folder, its place in the index, and the gate, which remembers its queries.
+
+        Raises LibraryError for an unknown name.
+        """
         if name == SHARED:
             raise LibraryError("the shared expert is part of every other one: train again with experts.mode = 'isolated'")
         if name not in self.names:
@@ -144,6 +150,8 @@ class Library:
         )
         kept.save_index()
         shutil.rmtree(self.path / name)
+        for file in (GATE_CARD, GATE_WEIGHTS, LOSSES):
+            (self.path / file).unlink(missing_ok=True)
         return kept
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from moe_router.errors import LibraryError, WorkspaceError
+from moe_router.experts.library import GATE_CARD as CARD
+from moe_router.experts.library import GATE_WEIGHTS as WEIGHTS
 from moe_router.experts.library import Library
 from moe_router.gate.features import Memory
 from moe_router.workspace import atomic, digest_file, read_json, write_json
 
-WEIGHTS = "gate.safetensors"
-CARD = "gate.json"
 FORMAT = 2
 MODES = {"top1": 1, "top2": 2, "soft": None}
 """How many experts a mode keeps."""

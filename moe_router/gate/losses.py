@@ -10,14 +10,12 @@ import numpy as np
 from moe_router.data.slices import Slices
 from moe_router.errors import LibraryError, WorkspaceError
 from moe_router.experts.adapters import RoutedModel
-from moe_router.experts.library import Library
+from moe_router.experts.library import LOSSES, Library
 from moe_router.experts.scoring import expert_scores
 from moe_router.experts.train import Split
 from moe_router.gate.fit import Measured
 from moe_router.progress import Progress
 from moe_router.workspace import Workspace, atomic, digest_json
-
-LOSSES = "losses.safetensors"
 
 
 @dataclass(frozen=True)
