@@ -108,9 +108,12 @@ def test_checkpoint_of_another_run_is_not_taken(base, tmp_path):
         assert second.step == 0
 
 
-def test_evaluation_in_between_leaves_gradients_unchanged(tmp_path):
+@pytest.mark.parametrize("resident", [0, 1 << 30])
+def test_evaluation_in_between_leaves_gradients_unchanged(tmp_path, monkeypatch, resident):
     """bitsandbytes on CPUs with AVX512-bf16 repacks 4-bit layers in eval mode; gradients would become zero."""
+    monkeypatch.setattr("moe_router.experts.base.RESIDENT_BYTES", resident)
     base = tiny_base(tmp_path, "bfloat16", "nf4")
+    assert base.resident == bool(resident)
     plain, _ = train(base, JOBS)
     trainer = Trainer(base, JOBS, SCHEDULE)
     with trainer.model as model:
