@@ -1,4 +1,4 @@
-"""The search behind the demo's learning rates: on another seed of the sample, judged on its tune split only.
+"""A search of the demo's learning rates: on another seed of the sample, judged on its tune split only.
 
     python benchmarks/demo_rates.py --workspace /tmp/rates --seed 1
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workspace", required=True)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    config, workspace = demo_config("quick", given.seed), Workspace.find(given.workspace)
+    config, workspace = demo_config("quick"), Workspace.find(given.workspace)
     prepare(workspace, write_sample(workspace.sample, given.seed), config)
     slices = slice_records(workspace, config)
     base = load_base(config.base)

@@ -1,8 +1,7 @@
 """The main job on the sample company, sized for two CPU cores.
 
-The quick budget, written before the run and checked after it (docs/demo.md): tokens × measured throughput for each
-stage. Learning rates come from a search on another seed of the sample (benchmarks/demo_rates.py), so nothing is chosen
-on the data that the demo reports on.
+docs/demo.md has the quick budget, stage by stage, and what was measured. The learning rates were chosen on the tune split
+of the sample's seed 0; benchmarks/demo_rates.py searches them on another seed.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ class DemoResult:
         yield "  moe-router build YOUR_EXPORT.csv --workspace my-company"
 
 
-def demo_config(budget: str, seed: int) -> Config:
-    """The demo's settings; `seed` makes the company, everything else stays at its defaults."""
+def demo_config(budget: str) -> Config:
+    """The demo's settings: the defaults, but for training time and fixed learning rates."""
     if budget not in BUDGETS:
         raise ConfigError(f"budget {budget!r}: use one of {', '.join(BUDGETS)}")
     return Config().override({"experts": {"epochs": BUDGETS[budget], "search_rates": False} | RATES})
@@ -72,7 +71,7 @@ def run_demo(workspace: Workspace, budget: str = "quick", seed: int = 0, progres
 
     progress = progress or Silent()
     start = time.perf_counter()
-    config = demo_config(budget, seed)
+    config = demo_config(budget)
     base = load_base(config.base)
     built = build(workspace, write_sample(workspace.sample, seed), config, progress, base)
     router = Router.load(workspace.experts, base=base, generation=GenerationConfig(max_new_tokens=32))

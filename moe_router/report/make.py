@@ -55,6 +55,8 @@ class Bench:
     """What every arm is measured on."""
 
     test: Split
+    examples: list[Example]
+    """The test records in tokens."""
     shape: costs.ModelShape
     encoder: costs.ModelShape
     query_tokens: float
@@ -87,7 +89,7 @@ def make_report(workspace: Workspace, config: Config, progress: Progress | None 
         arm, nats = _dense_arm(workspace, config, library, slices, base, bench, name, rank, progress)
         losses[name], arms[name] = nats, arm
     ordered = tuple(arms[name] for name in ARMS if name in arms)
-    tokens = np.array([example.target_tokens for example in _examples(bench, library, base)])
+    tokens = np.array([example.target_tokens for example in bench.examples])
     settings = config.report
     compared = tuple(
         Comparison.measured(("gate_top2", rival), losses, tokens, settings.bootstrap, settings.seed)
@@ -114,6 +116,7 @@ def _bench(workspace: Workspace, slices: Slices, library: Library, base: Base, e
     targets = sum(e.target_tokens for e in examples)
     return Bench(
         test=test,
+        examples=examples,
         shape=costs.ModelShape.from_model(base.model),
         encoder=costs.ModelShape.from_model(embedder.encoder),
         query_tokens=float(np.mean(embedder.token_counts([query_text(r.messages) for r in test.records]))),
@@ -121,10 +124,6 @@ def _bench(workspace: Workspace, slices: Slices, library: Library, base: Base, e
         context=float((lengths.astype(float) ** 2).sum() / lengths.sum() / 2),
         head_share=targets / lengths.sum(),
     )
-
-
-def _examples(bench: Bench, library: Library, base: Base) -> list[Example]:
-    return encode(bench.test.records, base, library.template, library.max_tokens)
 
 
 def _mixture_arms(
@@ -145,8 +144,7 @@ def _mixture_arms(
         arranged = _arrangements(workspace, library, slices, gate, model, bench.test, every.nats)
         scored: dict[str, Scores] = {}
         for name, arm in arranged.items():
-            examples = _examples(bench, library, base)
-            scored[name] = score_examples(model, examples, arm.weights, arm.shared)
+            scored[name] = score_examples(model, bench.examples, arm.weights, arm.shared)
             progress.advance(1, name)
         accuracy = _accuracies(library, gate, embedder, model, arranged, bench.test, progress)
         arms = {
@@ -278,7 +276,7 @@ def _dense_arm(
     card = dense.cards["dense"]
     everything = Arrangement(np.ones((len(bench.test.records), 1), dtype=np.float32), np.zeros(len(bench.test.records)))
     with dense.open(base) as model:
-        found = score_examples(model, _examples(bench, library, base), everything.weights)
+        found = score_examples(model, bench.examples, everything.weights)
         accuracy = None
         if name in ANSWERED and any(r.meta.get("key_fact") for r in bench.test.records):
             progress.stage(f"answer test questions ({name})", 1)
