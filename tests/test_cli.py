@@ -62,7 +62,7 @@ def library(tmp_path):
 
 
 def test_the_commands_are_the_documented_ones():
-    named = "init demo prepare slice train-experts train-gate route ask report build experts doctor"
+    named = "init demo prepare slice train-experts train-gate route ask chat report build experts doctor"
     assert set(main.commands) == set(named.split())
     assert set(main.commands["experts"].commands) == {"list", "show", "verify", "remove"}
 

@@ -39,6 +39,7 @@ for _command in (
     stages.report,
     answers.route,
     answers.ask,
+    answers.chat,
     experts.experts,
     machine.doctor,
 ):

@@ -1,162 +1,205 @@
-"""The token generator: every consumer, from `ask` to the command line, reads its tokens from `Engine.generate`."""
+"""The token generator: every consumer, from `ask` to a server, reads its tokens from `Engine.start`."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 
-from moe_router.config import GenerationConfig
-from moe_router.experts.adapters import RoutedModel, SlotRoute
+from moe_router.errors import ConfigError, InputError
+from moe_router.experts.adapters import RoutedModel
+from moe_router.inference.cache import CacheShape, SlotCache
+from moe_router.inference.forward import EagerForward, Forward
+from moe_router.inference.prefix import PrefixCache
+from moe_router.inference.requests import EngineConfig, Piece, Request, Ticket
+from moe_router.inference.sampling import choose
+from moe_router.inference.scheduler import Row, Scheduler, take_all
+
+__all__ = ["Engine", "EngineConfig", "Generation", "Piece", "Request"]
 
 
-@dataclass(frozen=True)
-class Request:
-    """One row of a batch: a prompt in tokens, its mixture, and how to sample."""
+@dataclass
+class Stats:
+    """What the engine has done so far."""
 
-    tokens: Sequence[int]
-    weights: np.ndarray  # (experts,)
-    shared: bool = True
-    settings: GenerationConfig = GenerationConfig()  # noqa: RUF009 - frozen
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What one step adds to one row."""
-
-    row: int
-    text: str
-    """New text that can no longer turn into a stop string; may be empty."""
-    tokens: int
-    """Tokens generated for the row so far."""
-    finish: str = ""
-    """`stop`, `length`, or `error` (the row's logits were not finite), on the row's last piece."""
+    requests: int = 0
+    known_tokens: int = 0
+    """Prompt tokens found in the prefix cache."""
+    tokens: int = 0
+    """Tokens read by the base, of prompts and of answers."""
+    passes: int = 0
+    most_rows: int = 0
+    """Rows of the largest pass."""
 
 
 class Engine:
-    """Generates for a batch, each row with a mixture of its own. Safe to use from several threads."""
+    """Continuous batching over one base, each row with a mixture of its own.
 
-    def __init__(self, model: RoutedModel) -> None:
-        self.model = model
-        self.base = model.base
+    Safe to use from several threads. The one thread that touches the model lives as long as there is work, so that an
+    engine needs no closing and leaves the model alone when it has nothing to do.
+    """
+
+    def __init__(self, model: RoutedModel, config: EngineConfig | None = None, library: str = "") -> None:
+        """`library` names the experts in the prefix cache's keys. Raises ConfigError when the cache does not fit."""
+        config = config or EngineConfig()
+        self.model, self.base, self.library = model, model.base, library
+        shape = CacheShape.of(self.base)
+        self.context = min(shape.context, config.context or shape.context)
+        with torch.inference_mode():
+            self.cache = SlotCache(shape, config.slots, self.context, self.base.device)
+        self.prefix = PrefixCache(self.cache, config.prefix_bytes)
+        self.forward: Forward = EagerForward(model, self.cache)
+        self.stats = Stats()
+        self._scheduler = Scheduler(self.cache, self.prefix, config.prefill_tokens)
+        self._arrived: list[Ticket] = []
         self._lock = threading.Lock()
+        self._running = False
+        self._thread = threading.Thread()
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Piece]:
-        """Yield pieces of text as rows grow; rows that finish leave the batch."""
-        rows = [_Row(index, request, self.base) for index, request in enumerate(requests)]
-        if not rows:
-            return
-        tokens, mask = self._pad(rows)
-        cache = None
-        while rows:
-            logits, cache = self._forward(rows, tokens, mask, cache)
-            pieces = [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
-            yield from pieces
-            alive = [i for i, piece in enumerate(pieces) if not piece.finish]
-            if len(alive) < len(rows):
-                rows = [rows[i] for i in alive]
-                if not rows:
-                    return
-                index = torch.tensor(alive, device=mask.device)
-                cache.batch_select_indices(index)
-                mask = mask[index]
-            tokens = torch.tensor([[row.generated[-1]] for row in rows], device=mask.device)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    @property
+    def free(self) -> int:
+        """Slots without a row."""
+        return self.cache.slots - len(self._scheduler.rows)
 
-    def _pad(self, rows: Sequence[_Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts padded on the left: tokens and mask, (rows, seq) each."""
-        width = max(len(row.prompt) for row in rows)
-        tokens = torch.full((len(rows), width), self.base.eos)
-        mask = torch.zeros(len(rows), width, dtype=torch.int64)
-        for i, row in enumerate(rows):
-            tokens[i, width - len(row.prompt) :] = torch.tensor(row.prompt)
-            mask[i, width - len(row.prompt) :] = 1
-        return tokens.to(self.base.device), mask.to(self.base.device)
+    def start(self, requests: Sequence[Request]) -> Generation:
+        """Queue requests; they join the running batch as slots become free. Raises InputError for one that cannot fit."""
+        for request in requests:
+            self.check(request)
+        return Generation(self, requests)
+
+    def check(self, request: Request) -> None:
+        """Raises InputError when the prompt leaves no room for an answer, or the weights are not this library's."""
+        if len(request.tokens) >= self.context:
+            raise InputError(
+                f"the prompt has {len(request.tokens):,} tokens and prompt and answer together may have {self.context:,}: "
+                "shorten it"
+            )
+        weights, experts = np.asarray(request.weights), len(self.model.layout.names)
+        if weights.shape != (experts,) or not np.isfinite(weights).all():
+            raise InputError(f"weights {weights}: give one finite number for each of the {experts} experts")
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Hand over tickets whose requests `check` has passed."""
+        with self._lock:
+            self._arrived += tickets
+            if not self._running:
+                self._running = True
+                self._thread = threading.Thread(target=self._work, name="moe-router-engine")
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing runs or waits any more, so that the model may be used or detached."""
+        with self._lock:
+            thread = self._thread if self._running else None
+        if thread is not None:
+            thread.join()
 
     @torch.inference_mode()
-    def _forward(
-        self, rows: Sequence[_Row], tokens: torch.Tensor, mask: torch.Tensor, cache: object
-    ) -> tuple[torch.Tensor, object]:
-        """Next-token logits in fp32 on the CPU, (rows, vocabulary), and the grown cache."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        with self._lock, self.model.routed(self._route(rows)):
-            out = self.base.model(
-                input_ids=tokens,
-                attention_mask=None if bool(mask.all()) else mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
+    def _work(self) -> None:
+        while self._collect():
+            try:
+                self._step()
+            except BaseException as error:  # noqa: BLE001 - a consumer in another thread raises it
+                self._abandon(error)
+
+    def _collect(self) -> bool:
+        """Take in what has arrived; False, and the thread is over, when there is nothing to do."""
+        with self._lock:
+            self._scheduler.waiting.extend(self._arrived)
+            self.stats.requests += len(self._arrived)
+            self._arrived = []
+            self._running = bool(self._scheduler.waiting or self._scheduler.rows)
+            return self._running
+
+    def _step(self) -> None:
+        plan = self._scheduler
+        plan.drop_cancelled()
+        self.stats.known_tokens += plan.admit(self._row)
+        if plan.decoding < len(plan.rows):
+            self._pass(plan.decoding, len(plan.rows), plan.chunk())
+            plan.settle()
+        if plan.decoding:
+            self._pass(0, plan.decoding, 1)
+            plan.settle()
+
+    def _pass(self, first: int, stop: int, chunk: int) -> None:
+        """Rows `first` to `stop` read up to `chunk` pending tokens each; those with none left get their next."""
+        rows = self._scheduler.rows[first:stop]
+        chunks = [row.tokens[row.cached : row.cached + chunk] for row in rows]
+        try:
+            logits = self.forward(chunks, [row.cached for row in rows], first, [row.mixture for row in rows])
+            for row, read in zip(rows, chunks, strict=True):
+                row.cached += len(read)
+            self.stats.passes += 1
+            self.stats.tokens += sum(map(len, chunks))
+            self.stats.most_rows = max(self.stats.most_rows, len(rows))
+            tokens = choose(logits, [row.settings for row in rows], [row.uniform() for row in rows])
+            found = torch.stack([tokens, logits.isfinite().all(-1)], 1).tolist()
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            refusal = ConfigError(
+                f"out of memory with {len(rows)} rows of {max(map(len, chunks))} tokens: "
+                "lower the engine's slots, context or prefill_tokens"
             )
-        return out.logits[:, -1].float().cpu(), out.past_key_values
+            for row in rows:
+                row.fail(refusal)
+            return
+        take_all(rows, *zip(*found, strict=True))
 
-    def _route(self, rows: Sequence[_Row]) -> SlotRoute | None:
-        weights = np.stack([row.request.weights for row in rows])
-        return self.model.route(weights, np.array([float(row.request.shared) for row in rows]))
+    def _row(self, ticket: Ticket) -> Row:
+        request = ticket.request
+        owner = f"conversation {request.conversation}" if request.conversation else f"{self.library} {request.mixture}"
+        return Row(ticket, self.base, self.context, owner)
 
-
-class _Row:
-    """A row's state: what it has generated, what it has shown, and its own random stream."""
-
-    def __init__(self, index: int, request: Request, base: object) -> None:
-        self.index, self.request = index, request
-        self.tokenizer, self.eos = base.tokenizer, base.eos
-        room = max(1, base.context - request.settings.max_new_tokens)
-        self.prompt = list(request.tokens)[-room:] or [base.eos]
-        self.longest = max(1, min(request.settings.max_new_tokens, base.context - len(self.prompt)))
-        self.random = torch.Generator().manual_seed(request.settings.seed)
-        self.generated: list[int] = []
-        self.shown = ""
-
-    def take(self, logits: torch.Tensor) -> Piece:
-        """Choose the next token from logits (vocabulary,)."""
-        if not logits.isfinite().all():
-            return Piece(self.index, "", len(self.generated), "error")
-        token = sample(logits, self.request.settings, self.random)
-        if token == self.eos:
-            return self._piece(self._text(), "stop")
-        self.generated.append(token)
-        text = self._text()
-        at = min((text.find(stop) for stop in self.request.stop if stop in text), default=-1)
-        if at >= 0:
-            return self._piece(text[:at], "stop")
-        if len(self.generated) >= self.longest:
-            return self._piece(text, "length")
-        return self._piece(text[: len(text) - _held(text, self.request.stop)])
-
-    def _text(self) -> str:
-        return self.tokenizer.decode(self.generated).lstrip()
-
-    def _piece(self, text: str, finish: str = "") -> Piece:
-        if finish:
-            text = text.rstrip()
-        new, self.shown = text[len(self.shown) :], text if len(text) > len(self.shown) else self.shown
-        return Piece(self.index, new, len(self.generated), finish)
+    def _abandon(self, error: BaseException) -> None:
+        """After a failure that is nobody's in particular: everyone gets it, and the engine starts afresh."""
+        plan = self._scheduler
+        for ticket in [*(row.ticket for row in plan.rows), *plan.waiting]:
+            ticket.out.put(error)
+        plan.rows.clear()
+        plan.waiting.clear()
+        plan.decoding = 0
+        self.cache.kv.zero_()
 
 
-def _held(text: str, stops: Sequence[str]) -> int:
-    """How many last characters must wait: trailing space, half a character, or the start of a stop string."""
-    waiting = len(text) - len(text.rstrip().rstrip("\ufffd").rstrip())
-    for stop in stops:
-        for size in range(min(len(stop), len(text)), waiting, -1):
-            if text.endswith(stop[:size]):
-                waiting = size
-                break
-    return waiting
+class Generation:
+    """Requests in flight: iterate for their pieces. Dropping it cancels what still runs."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        self._out: SimpleQueue[Piece | BaseException] = SimpleQueue()
+        self._tickets = [Ticket(request, row, self._out) for row, request in enumerate(requests)]
+        self._open = len(self._tickets)
+        if self._tickets:
+            engine.submit(self._tickets)
+
+    def cancel(self) -> None:
+        """End all rows that still run, from any thread; their last piece says `cancelled`."""
+        for ticket in self._tickets:
+            ticket.cancelled = True
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        """Raises what went wrong in the engine: ConfigError when memory ran out."""
+        if not self._open:
+            raise StopIteration
+        item = self._out.get()
+        if isinstance(item, BaseException):
+            self._open = 0
+            self.cancel()
+            raise item
+        self._open -= bool(item.finish)
+        return item
+
+    def __del__(self) -> None:
+        self.cancel()
 
 
-def sample(logits: torch.Tensor, settings: GenerationConfig, random: torch.Generator) -> int:
-    """Next token: greedy at temperature 0, else nucleus sampling (Holtzman et al. 2020).
-
-    *Shape:* logits (vocabulary,).
-    """
-    if settings.temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits.double() / settings.temperature, 0)
-    ordered, order = probabilities.sort(descending=True, stable=True)
-    ordered[ordered.cumsum(0) - ordered >= settings.top_p] = 0
-    return int(order[torch.multinomial(ordered, 1, generator=random)])
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

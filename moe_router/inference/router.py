@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_router.config import GenerationConfig
 from moe_router.data.templates import template
+from moe_router.errors import LibraryError
 from moe_router.experts.base import Base, load_base
 from moe_router.experts.encode import encode_prompt
 from moe_router.experts.library import Library
-from moe_router.inference.engine import Engine, Piece, Request
+from moe_router.inference.engine import Engine, Generation, Request
+from moe_router.inference.requests import EngineConfig, Piece
 from moe_router.inference.routing import Query, Route, Selector, as_messages
+from moe_router.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from moe_router.inference.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,9 @@ class Usage:
     completion_tokens: int
     seconds: float
     finish: str
-    """`stop`, `length` or `error`."""
+    """`stop`, `length`, `error` (not finite) or `cancelled`."""
+    first_seconds: float = 0.0
+    """Until the first token; like `seconds` it includes the gate's decision and waiting for a slot."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +48,54 @@ class Answer:
         return asdict(self)
 
 
-@dataclass
 class Stream:
-    """An answer while it grows: iterate for pieces of text; `route` is known from the start."""
+    """An answer while it grows: iterate for pieces of text.
 
-    route: Route
-    _pieces: Iterator[Piece] = field(repr=False)
+    `route` is known from the start, `text` grows, and `usage` is there at the end. Dropping a stream cancels it.
+    """
+
+    def __init__(self, route: Route, generation: Generation, meter: _Meter, done: Callable[[str], None]) -> None:
+        """`done` is called with the whole text when the answer has ended."""
+        self.route = route
+        self.text = ""
+        self.usage: Usage
+        self._generation, self._meter, self._done = generation, meter, done
+
+    def cancel(self) -> None:
+        """Let the answer end here, from any thread; what is still to be read are the pieces made before."""
+        self._generation.cancel()
+
+    def answer(self) -> Answer:
+        """Wait for the rest."""
+        for _ in self:
+            pass
+        return Answer(self.text, self.route, self.usage)
 
     def __iter__(self) -> Iterator[str]:
-        return (piece.text for piece in self._pieces if piece.text)
+        for piece in self._generation:
+            self.text += piece.text
+            usage = self._meter.read(piece)
+            if usage is not None:
+                self.usage = usage
+                self._done(self.text)
+            if piece.text:
+                yield piece.text
+
+
+class _Meter:
+    """Times the pieces of requests that start now."""
+
+    def __init__(self, start: float, requests: Sequence[Request]) -> None:
+        self.start, self.requests = start, requests
+        self._first: dict[int, float] = {}
+
+    def read(self, piece: Piece) -> Usage | None:
+        """The usage of the piece's row, once it is the last."""
+        seconds = time.perf_counter() - self.start
+        first = self._first.setdefault(piece.row, seconds)
+        if not piece.finish:
+            return None
+        return Usage(len(self.requests[piece.row].tokens), piece.tokens, seconds, piece.finish, first)
 
 
 class Router:
@@ -57,23 +104,45 @@ class Router:
     Safe to use from several threads; deterministic for a given seed.
     """
 
-    def __init__(self, library: Library, engine: Engine, selector: Selector | None, generation: GenerationConfig) -> None:
-        """Without a selector, every call must bring its routes."""
-        self.library, self.engine, self.selector, self.generation = library, engine, selector, generation
+    def __init__(
+        self,
+        library: Library,
+        engine: Engine,
+        selector: Selector | None,
+        generation: GenerationConfig,
+        *,
+        cut: bool = False,
+    ) -> None:
+        """Without a selector, every call must bring its routes. `cut` drops the start of a prompt that is too long."""
+        self.library, self.engine, self.selector, self.generation, self.cut = library, engine, selector, generation, cut
         self._template = template(library.template)
 
     @classmethod
     def load(
-        cls, path: str | Path = "experts", *, base: Base | None = None, generation: GenerationConfig | None = None
+        cls,
+        path: str | Path = "experts",
+        *,
+        base: Base | None = None,
+        generation: GenerationConfig | None = None,
+        engine: EngineConfig | None = None,
+        progress: Progress | None = None,
     ) -> Router:
         """Load base, experts and gate of the library at `path`, once.
 
-        Raises LibraryError or BaseModelError when something is missing, damaged, or made for another base.
+        Raises LibraryError or BaseModelError when something is missing, damaged, or made for another base, ConfigError
+        when the KV cache does not fit.
         """
+        progress = progress or Silent()
+        progress.stage("gate")
         library = Library.load(path)
         selector = Selector.load(library)
-        engine = Engine(library.open(base or load_base(library.base)))
-        return cls(library, engine, selector, generation or GenerationConfig())
+        progress.stage("base")
+        base = base or load_base(library.base)
+        progress.stage("experts")
+        model = library.open(base)
+        progress.stage("engine")
+        made = Engine(model, engine, library=f"{library.base_digest} {library.digest}")
+        return cls(library, made, selector, generation or GenerationConfig())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,11 +150,13 @@ class Router:
         return self.library.names
 
     def route(self, queries: Sequence[Query], mode: str | None = None, allowed: Sequence[str] | None = None) -> list[Route]:
-        """The gate's decisions alone."""
+        """The gate's decisions alone. Raises LibraryError for a router that was made without a gate."""
+        if self.selector is None:
+            raise LibraryError(f"{self.library.path} is used without a gate: give the routes, or open it with Router.load")
         return self.selector.route(queries, mode, allowed)
 
     def ask(self, query: Query, generation: GenerationConfig | None = None) -> Answer:
-        """Answer one query."""
+        """Answer one query. Raises InputError when it is longer than the base can read."""
         return self.ask_many([query], generation)[0]
 
     def ask_many(
@@ -94,31 +165,63 @@ class Router:
         generation: GenerationConfig | None = None,
         routes: Sequence[Route] | None = None,
     ) -> list[Answer]:
-        """Answer several queries in one batch, each row with its own mixture; `routes` overrides the gate."""
-        if not queries:
-            return []
+        """Answer several queries, each with its own mixture; `routes` overrides the gate.
+
+        They share the running batch with whatever other threads ask. Raises InputError when one of them is longer than
+        the base can read, before any is answered.
+        """
         start = time.perf_counter()
         routes = self.route(queries) if routes is None else routes
         requests = [self._request(q, r, generation) for q, r in zip(queries, routes, strict=True)]
         texts = [""] * len(requests)
         usages: dict[int, Usage] = {}
-        for piece in self.engine.generate(requests):
+        meter = _Meter(start, requests)
+        for piece in self.engine.start(requests):
             texts[piece.row] += piece.text
-            if piece.finish:
-                seconds = time.perf_counter() - start
-                usages[piece.row] = Usage(len(requests[piece.row].tokens), piece.tokens, seconds, piece.finish)
+            usage = meter.read(piece)
+            if usage is not None:
+                usages[piece.row] = usage
         return [Answer(text, routes[i], usages[i]) for i, text in enumerate(texts)]
 
-    def stream(self, query: Query, generation: GenerationConfig | None = None) -> Stream:
-        """Answer one query piece by piece."""
-        found = self.route([query])[0]
-        return Stream(found, self.engine.generate([self._request(query, found, generation)]))
+    def stream(
+        self,
+        query: Query,
+        generation: GenerationConfig | None = None,
+        route: Route | None = None,
+        *,
+        conversation: str = "",
+        done: Callable[[str], None] = lambda text: None,
+    ) -> Stream:
+        """Answer one query piece by piece; `route` overrides the gate, `conversation` is as in Request.
 
-    def _request(self, query: Query, found: Route, generation: GenerationConfig | None) -> Request:
+        Raises InputError when the query is longer than the base can read. `done` receives the text at the end.
+        """
+        start = time.perf_counter()
+        found = self.route([query])[0] if route is None else route
+        request = self._request(query, found, generation, conversation)
+        return Stream(found, self.engine.start([request]), _Meter(start, [request]), done)
+
+    def conversation(self, **options: Any) -> Conversation:
+        """A conversation with a memory; the options are Conversation's."""
+        from moe_router.inference.conversation import Conversation
+
+        return Conversation(self, **options)
+
+    def prompt_tokens(self, query: Query) -> list[int]:
+        """The prompt as the base reads it."""
+        return encode_prompt(as_messages(query), self.engine.base, self.library.template)
+
+    def room(self, generation: GenerationConfig | None = None) -> int:
+        """Longest prompt, in tokens, that leaves space for the longest answer."""
+        return max(1, self.engine.context - (generation or self.generation).max_new_tokens)
+
+    def _request(self, query: Query, found: Route, generation: GenerationConfig | None, conversation: str = "") -> Request:
+        tokens = self.prompt_tokens(query)
         return Request(
-            tokens=encode_prompt(as_messages(query), self.engine.base, self.library.template),
+            tokens=tokens[-self.room(generation) :] if self.cut else tokens,
             weights=found.vector(self.names),
             shared=found.shared,
             settings=generation or self.generation,
             stop=self._template.stop,
+            conversation=conversation,
         )
