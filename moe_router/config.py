@@ -51,6 +51,18 @@ class DataConfig:
     """Column that holds the response; empty: guessed from the usual names, and said."""
     template: str = "plain"
     """How a conversation becomes text for the base."""
+    max_chars: int = 20_000
+    """Longest prompt and response together, in characters; longer records are rejected."""
+    pii: str = "redact"
+    """Personal data and secrets: `redact` puts placeholders such as [EMAIL_1], `drop` rejects the record, `keep` keeps."""
+    pii_allow: str = ""
+    """What is not personal: values and @domains, separated by commas, such as the company's own addresses."""
+    pii_regions: str = "US,GB,PT,BR"
+    """Countries whose phone numbers are known without a country code (ISO codes, separated by commas)."""
+    near_duplicates: str = "drop"
+    """Records with nearly an earlier one's prompt, and its answer: `drop` rejects them, `keep` keeps them in its split."""
+    languages: str = ""
+    """Keep records in these languages only (ISO 639-1 codes, separated by commas; empty: all)."""
     limit: int = 0
     """Keep at most this many records, sampled by seed over the whole input (0: all)."""
     gate_share: float = 0.12
@@ -66,6 +78,11 @@ class DataConfig:
         shares = (self.gate_share, self.tune_share, self.test_share)
         _need(all(0 < share < 1 for share in shares), "data: gate_share, tune_share and test_share lie between 0 and 1")
         _need(sum(shares) <= 0.8, "data: gate_share + tune_share + test_share leave less than 20 % for training: lower them")
+        _need(self.pii in ("redact", "drop", "keep"), f"data.pii = {self.pii!r}: use 'redact', 'drop' or 'keep'")
+        _need(
+            self.near_duplicates in ("drop", "keep"), f"data.near_duplicates = {self.near_duplicates!r}: use 'drop' or 'keep'"
+        )
+        _need(self.max_chars >= 1, f"data.max_chars = {self.max_chars}: at least 1")
         _need(self.limit >= 0, "data.limit is negative: use 0 for all records")
 
 
@@ -187,10 +204,25 @@ class GenerationConfig:
 class ReportConfig:
     """The comparison with dense adapters."""
 
+    budget: str = "quick"
+    """Which arms are measured: `quick`, `standard` (all fair rivals and controls) or `full` (every gate and training mode)."""
+    examples: int = 8
+    """Test questions shown with every arm's answer, side by side (0: none)."""
+    answered: int = 32
+    """Test questions that are answered to be judged, where the data has no key facts (with them all are)."""
+    price_per_hour: float = 0.0
+    """What the machine costs an hour, in any currency, for costs beside FLOPs (0: not given)."""
     bootstrap: int = 1000
     """Resamples behind each 95 % interval."""
     seed: int = 0
-    """Seeds the bootstrap."""
+    """Seeds the bootstrap, random slices and shuffled routes."""
+
+    def __post_init__(self) -> None:
+        budgets = ("quick", "standard", "full")
+        _need(self.budget in budgets, f"report.budget = {self.budget!r}: use one of {', '.join(budgets)}")
+        _need(self.examples >= 0 and self.answered >= 0, "report: examples and answered are at least 0")
+        _need(self.price_per_hour >= 0, f"report.price_per_hour = {self.price_per_hour}: at least 0")
+        _need(self.bootstrap >= 1, f"report.bootstrap = {self.bootstrap}: at least 1")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ class Workspace:
         return self.root / "reports"
 
     @property
+    def data_report(self) -> Path:
+        """What the prepare stage did, as a page; its Markdown form lies beside it."""
+        return self.reports / "data.html"
+
+    @property
     def arms(self) -> Path:
         """The dense rivals that a report trains."""
         return self.reports / "arms"

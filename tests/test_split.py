@@ -1,11 +1,15 @@
 """Splitting: exact shares, whole groups, declared splits honoured, order of no account."""
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
 from moe_router.config import DataConfig
+from moe_router.data.clean import clean
+from moe_router.data.cleaning.text import jaccard, shingles, words
+from moe_router.data.readers import read_file
 from moe_router.data.records import Message, Record
 from moe_router.data.split import group_records, prompt_key, sample_groups, split_records
 
@@ -133,3 +137,38 @@ def test_samples_are_whole_groups_by_seed():
     assert {r.id for r in some} == {r.id for r in sample_groups(records[::-1], 100, 0)}
     assert {r.id for r in some} != {r.id for r in sample_groups(records, 100, 1)}
     assert sample_groups(records, 0, 0) == records == sample_groups(records, 300, 0)
+
+
+BITEXT = Path(__file__).parents[2] / "shared" / "data" / "bitext_support.jsonl"
+
+
+def near_pairs(records):
+    """Pairs of records with prompts of a Jaccard similarity of 0.8 or more, by comparing all that share a shingle."""
+    sets = [shingles(words(record.prompt)) for record in records]
+    holders = defaultdict(set)
+    for at, one in enumerate(sets):
+        for shingle in one:
+            holders[shingle].add(at)
+    for at, one in enumerate(sets):
+        for other in {found for shingle in one for found in holders[shingle] if found > at}:
+            if jaccard(one, sets[other]) >= 0.8:
+                yield records[at], records[other]
+
+
+@pytest.mark.skipif(not BITEXT.exists(), reason="shared/data/bitext_support.jsonl is not there")
+def test_no_near_duplicate_crosses_the_splits_of_real_requests():
+    kept = clean(read_file(BITEXT, DataConfig(), "bitext").items).records
+    records = split_records(group_records(kept), DataConfig())
+    pairs = list(near_pairs(records))
+    assert len(pairs) > 20
+    assert [(one.prompt, two.prompt) for one, two in pairs if one.split != two.split] == []
+    assert len({record.split for record in records}) == 4
+
+
+def test_near_duplicate_prompts_share_a_group_and_others_do_not():
+    long = "posso devolver uma mesa que comprei em Évora no mês passado sem a caixa"
+    made = [
+        Record(str(n), prompt, f"r{n}", group=str(n)) for n, prompt in enumerate((long, f"Olá, {long}?", "posso devolver?"))
+    ]
+    one, two, three = group_records(made)
+    assert one.group == two.group != three.group

@@ -95,6 +95,7 @@ def _prepare(session: Session, sources: tuple[Path, ...]) -> None:
         "reasons": prepared.reasons,
         "notes": list(prepared.notes),
         "path": str(session.workspace.records),
+        "report": str(session.workspace.data_report),
         "digest": prepared.digest,
         "fresh": prepared.fresh,
     }
@@ -147,17 +148,28 @@ def _train_gate(session: Session) -> None:
     session.answer(value, [f"gate over {len(gate.names)} experts in {session.workspace.experts}"])
 
 
-@command("report", "experts.dense_learning_rate", "experts.search_rates", example="moe-router report")
-def _report(session: Session) -> None:
+@command("report", "experts.dense_learning_rate", "experts.search_rates", example="moe-router report --budget standard")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="OTHER.json",
+    help="Another run's report.json to compare with, arm by arm.",
+)
+def _report(session: Session, against: Path | None) -> None:
     """Compare the mixture with dense adapters, won or lost.
 
-    Perplexity on the test split against FLOPs, with the same training tokens for every arm.
+    Perplexity on the test split against FLOPs, with the same training tokens for every arm, and a verdict. Written to
+    reports/: report.html, report.md, report.json and every figure.
     """
+    from moe_router.report.against import against as compare
     from moe_router.report.make import make_report
 
     with session.working() as progress:
         made = make_report(session.workspace, session.config, progress)
-    session.answer(made.to_json(), made.lines())
+    settings = session.config.report
+    other = against and compare(made, session.workspace.reports, against, settings.bootstrap, settings.seed)
+    value = made.to_json() | ({"against": other.to_json()} if other else {})
+    session.answer(value, [*made.lines(), *(other.lines() if other else [])])
 
 
 def recipe(toml: str) -> str:
@@ -173,6 +185,7 @@ def prepared_lines(prepared: Prepared, session: Session) -> Iterator[str]:
     if prepared.rejected:
         reasons = " · ".join(f"{count:,} {reason}" for reason, count in prepared.reasons.items())
         yield f"{prepared.rejected:,} rejected, listed in {session.workspace.rejected}: {reasons}"
+    yield f"what went where: {session.workspace.data_report}"
 
 
 def slice_lines(slices: Slices) -> Iterator[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moe_router.config import Config, DataConfig
-from moe_router.data.clean import Cleaned, clean
+from moe_router.data.clean import Cleaned, Findings, clean
+from moe_router.data.data_report import report_files, write_data_report
 from moe_router.data.readers import Source, expand, read_file
 from moe_router.data.records import SPLITS, Record, save_records
 from moe_router.data.split import group_records, sample_groups, split_records
@@ -18,7 +19,7 @@ from moe_router.errors import InputError, WorkspaceError
 from moe_router.progress import Progress, Silent
 from moe_router.workspace import Workspace, atomic, digest_file, digest_json, read_json, write_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 _SILENT = Silent()
 FEWEST = 40
 """Fewer records than this are no basis for four splits."""
@@ -44,6 +45,8 @@ class Prepared:
     """Good records beyond `data.limit`."""
     sources: tuple[dict[str, Any], ...] = ()
     """`file`, `sha256`, `items` and `records` of each source file."""
+    findings: dict[str, Any] = field(default_factory=dict)
+    """What was noticed without rejecting anything for it: repairs, placeholders, languages, doubts, groups."""
     inputs: str = field(default="", repr=False)
     """Digest of the sources and settings; equal inputs are not prepared again."""
     records_sha256: str = field(default="", repr=False)
@@ -74,6 +77,8 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
     inputs = digest_json([FORMAT, names, hashes, _settings(config.data)])
     done = _up_to_date(workspace, inputs)
     if done:
+        if not all(path.exists() for path in report_files(workspace)):
+            write_data_report(workspace, config.data.seed)
         return done
     progress.stage("prepare", len(files))
     read = []
@@ -81,12 +86,14 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
         read.append(read_file(path, config.data, name))
         progress.advance(1, f"{name}: {len(read[-1].items)}")
     _check_fields(read, config.data)
-    cleaned = clean(item for source in read for item in source.items)
+    cleaned = clean((item for source in read for item in source.items), config.data)
     grouped = group_records(cleaned.records, cleaned.links)
     records = split_records(sample_groups(grouped, config.data.limit, config.data.seed), config.data)
     _check_enough(records, cleaned)
     prepared = _summary(records, cleaned, read, hashes)
-    return _write(workspace, replace(prepared, inputs=inputs), records, cleaned)
+    prepared = _write(workspace, replace(prepared, inputs=inputs), records, cleaned)
+    write_data_report(workspace, config.data.seed)
+    return prepared
 
 
 def _write(workspace: Workspace, prepared: Prepared, records: Sequence[Record], cleaned: Cleaned) -> Prepared:
@@ -110,14 +117,44 @@ def _summary(records: Sequence[Record], cleaned: Cleaned, read: Sequence[Source]
         rejected=len(cleaned.rejected),
         splits={split: splits[split] for split in SPLITS},
         reasons=cleaned.reasons,
-        notes=tuple(filter(None, (*(source.note for source in read), *_group_notes(records)))),
+        notes=tuple(
+            filter(None, (*(source.note for source in read), *_finding_notes(cleaned.findings), *_group_notes(records)))
+        ),
         digest=digest_json([[r.id, r.split, r.group, r.meta] for r in records]),
         unused=len(cleaned.records) - len(records),
         sources=tuple(
             {"file": source.name, "sha256": sha256, "items": len(source.items), "records": kept[source.name]}
             for source, sha256 in zip(read, hashes, strict=True)
         ),
+        findings=_findings(cleaned, records),
     )
+
+
+def _findings(cleaned: Cleaned, records: Sequence[Record]) -> dict[str, Any]:
+    found, sizes = cleaned.findings, Counter(record.group for record in records)
+    return {
+        "repaired": found.repaired,
+        "redacted": dict(sorted(found.redacted.items())),
+        "languages": dict(found.languages.most_common()),
+        "repetitive": found.repetitive,
+        "distinct": found.diversity.reference,
+        "fallen": [asdict(stretch) for stretch in found.fallen],
+        "groups": len(sizes),
+        "largest_group": max(sizes.values(), default=0),
+    }
+
+
+def _finding_notes(found: Findings) -> Iterator[str]:
+    if found.redacted:
+        kinds = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in found.redacted.most_common())
+        yield f"put placeholders for personal data and secrets ({kinds}); --pii keep leaves them, --pii-allow names exceptions"
+    if found.repetitive:
+        yield f"{found.repetitive:,} answers repeat themselves, flagged in the records: machine-generated text often does"
+    for stretch in found.fallen[:3]:
+        yield (
+            f"{stretch.file}, lines {stretch.first} to {stretch.last}: far fewer distinct word runs ({stretch.distinct:.0%}) "
+            f"than elsewhere ({found.diversity.reference:.0%}); is it machine-generated?"
+        )
 
 
 def _group_notes(records: Sequence[Record]) -> list[str]:

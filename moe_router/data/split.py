@@ -1,4 +1,4 @@
-"""Division of records into train, gate, tune and test, so that neither a prompt nor a conversation ever crosses."""
+"""Division of records into train, gate, tune and test, so that neither similar prompts nor conversations cross."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from moe_router.config import DataConfig
+from moe_router.data.cleaning.near import near_groups
 from moe_router.data.records import SPLITS, Record
 
 HELD = ("test", "tune", "gate")
@@ -26,15 +27,20 @@ class _Bare(dict[int, int | None]):
 _BARE = _Bare()
 
 
+def first_turn(record: Record) -> str:
+    """What the user opened the conversation with."""
+    return next(message.content for message in record.messages if message.role == "user")
+
+
 def prompt_key(record: Record) -> str:
     """The conversation's first user turn, for comparing: compatible forms, case, spaces and punctuation aside."""
-    first = next(message.content for message in record.messages if message.role == "user")
+    first = first_turn(record)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", first).casefold())
     return folded.translate(_BARE) or folded
 
 
 def group_records(records: Sequence[Record], links: Iterable[tuple[str, str]] = ()) -> list[Record]:
-    """The records with `group` set: the same for records joined by a chain of equal prompts or conversations.
+    """The records with `group` set: the same for records joined by a chain of near-duplicate prompts or conversations.
 
     On entry `group` names the conversation, and `links` are pairs of conversations that belong together. The new
     name depends on the group's records alone, not on their order or files.
@@ -49,8 +55,14 @@ def group_records(records: Sequence[Record], links: Iterable[tuple[str, str]] = 
 
     for one, other in links:
         parent[root(("conversation", one))] = root(("conversation", other))
+    prompts: dict[str, str] = {}
     for record in records:
-        parent[root(("prompt", prompt_key(record)))] = root(("conversation", record.group))
+        key = prompt_key(record)
+        prompts.setdefault(key, first_turn(record))
+        parent[root(("prompt", key))] = root(("conversation", record.group))
+    keys = list(prompts)
+    for key, first in zip(keys, near_groups(list(prompts.values())), strict=True):
+        parent[root(("prompt", key))] = root(("prompt", keys[first]))
     names: dict[tuple[str, str], str] = {}
     for record in records:
         key = root(("conversation", record.group))

@@ -1,0 +1,138 @@
+"""Near-duplicates: texts whose word 3-shingles have a Jaccard similarity of at least 0.8.
+
+MinHash signatures (Broder 1997) come from rensa. Locality-sensitive hashing cuts each into 32 bands of 4 values, so that
+of pairs at the threshold one in 20 million shares no band; pairs that share a band are compared exactly. A band is one
+sort of all records, so that the index is the signatures alone: 512 bytes a text, in a file when there are many.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import IO, TYPE_CHECKING
+
+from moe_router.data.cleaning.text import jaccard, shingles, words
+
+if TYPE_CHECKING:
+    import numpy as np
+
+THRESHOLD = 0.8
+BANDS, ROWS = 32, 4
+WINDOW = 64
+"""In a band each text is compared with this many neighbours at most, so that cost grows with the number of texts."""
+SPILL = 100_000
+"""More texts than this have their signatures in a temporary file instead of in memory."""
+_WORDLESS = 2**32 - 1
+"""The signature of an empty set."""
+_BATCH = 4096
+_LIKELY = 0.62
+"""Pairs whose signatures agree in less than this share are not compared: five standard errors below the threshold."""
+
+
+def near(one: str, other: str) -> bool:
+    """Whether two texts are near-duplicates."""
+    return jaccard(_shingles(one), _shingles(other)) >= THRESHOLD
+
+
+@functools.lru_cache(maxsize=4096)
+def _shingles(text: str) -> set[str]:
+    return shingles(words(text))
+
+
+def near_groups(texts: Sequence[str], kinds: Sequence[int] = ()) -> list[int]:
+    """For each text the index of the first one that a chain of near-duplicates joins it to; its own when there is none.
+
+    With `kinds`, 64-bit numbers, only texts of the same kind are joined. Texts without words join nothing.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryFile() as file:
+        marks = _signatures(texts, file)
+        salt = np.array(kinds, np.uint64) if kinds else np.zeros(len(texts), np.uint64)
+        joined = _Joined(len(texts))
+        for band in range(BANDS):
+            for left, right in _neighbours(marks, salt, band, joined):
+                likely = (marks[left] == marks[right]).mean(axis=1) >= _LIKELY
+                for one, other in zip(left[likely].tolist(), right[likely].tolist(), strict=True):
+                    if joined.root(one) != joined.root(other) and near(texts[one], texts[other]):
+                        joined.join(one, other)
+        return joined.labels().tolist()
+
+
+class _Joined:
+    """Disjoint sets of 0 … n-1, each named by its smallest member."""
+
+    def __init__(self, size: int) -> None:
+        import numpy as np
+
+        self._parent = np.arange(size, dtype=np.int64)
+
+    def root(self, item: int) -> int:
+        parent = self._parent
+        while (above := int(parent[item])) != item:
+            parent[item] = parent[above]
+            item = above
+        return item
+
+    def join(self, one: int, other: int) -> None:
+        low, high = sorted((self.root(one), self.root(other)))
+        self._parent[high] = low
+
+    def labels(self) -> np.ndarray:
+        """The root of every item. *Shape:* (size,)"""
+        while ((above := self._parent[self._parent]) != self._parent).any():
+            self._parent = above
+        return self._parent
+
+
+def _signatures(texts: Sequence[str], file: IO[bytes]) -> np.ndarray:
+    """MinHash values of every text. *Shape:* (texts, BANDS · ROWS), uint32; backed by `file` when there are many."""
+    import numpy as np
+    from rensa import RMinHash
+
+    shape = (len(texts), BANDS * ROWS)
+    large = len(texts) > SPILL
+    marks = np.memmap(file, np.uint32, "w+", shape=shape) if large else np.empty(shape, np.uint32)
+    rest: Iterator[str] = iter(texts)
+    start = 0
+    while batch := list(islice(rest, _BATCH)):
+        sets = [list(shingles(words(text))) for text in batch]
+        rows = RMinHash.digest_matrix_from_token_sets(sets, num_perm=shape[1], seed=1).to_rows()
+        marks[start : start + len(batch)] = np.array(rows, dtype=np.uint32)
+        start += len(batch)
+    return marks
+
+
+def _neighbours(marks: np.ndarray, salt: np.ndarray, band: int, joined: _Joined) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs that share a band and are not joined yet, nearest in the band's order first.
+
+    *Shapes:* (pairs,) each. Equal bands lie side by side in that order, sorted further by the next band, so that the
+    likest of many are neighbours.
+    """
+    import numpy as np
+
+    key = _keys(marks, band, salt)
+    order = np.lexsort((_keys(marks, (band + 1) % BANDS, salt), key))
+    order = order[marks[order, band * ROWS] != _WORDLESS]
+    starts = np.arange(len(order))
+    for distance in range(1, WINDOW + 1):
+        starts = starts[starts + distance < len(order)]
+        starts = starts[key[order[starts]] == key[order[starts + distance]]]
+        if not len(starts):
+            return
+        labels = joined.labels()
+        left, right = order[starts], order[starts + distance]
+        apart = (labels[left] != labels[right]) & (salt[left] == salt[right])
+        yield left[apart], right[apart]
+
+
+def _keys(marks: np.ndarray, band: int, salt: np.ndarray) -> np.ndarray:
+    """One number for each text's values in a band. *Shape:* (texts,)"""
+    import numpy as np
+
+    key = salt.copy()
+    for column in range(band * ROWS, (band + 1) * ROWS):
+        key = key * np.uint64(0x9E3779B97F4A7C15) + marks[:, column]
+    return key
