@@ -49,8 +49,10 @@ class DataConfig:
     """Column that holds the prompt; empty: guessed from the usual names, and said."""
     response_field: str = ""
     """Column that holds the response; empty: guessed from the usual names, and said."""
+    speakers: str = ""
+    """Who is who in chat logs, where the names are not the usual ones: `Ana=user,Rui=assistant`."""
     template: str = "plain"
-    """How a conversation becomes text for the base."""
+    """How a conversation becomes text for the base: `plain`, `chat` (the base's own), `stablebeluga`, `llama2`, `falcon`, …"""
     max_chars: int = 20_000
     """Longest prompt and response together, in characters; longer records are rejected."""
     pii: str = "redact"
@@ -206,6 +208,8 @@ class ReportConfig:
 
     budget: str = "quick"
     """Which arms are measured: `quick`, `standard` (all fair rivals and controls) or `full` (every gate and training mode)."""
+    seeds: int = 1
+    """Training seeds of the mixture and of its fair rival; more than one show how much of a difference is luck."""
     examples: int = 8
     """Test questions shown with every arm's answer, side by side (0: none)."""
     answered: int = 32
@@ -220,6 +224,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         budgets = ("quick", "standard", "full")
         _need(self.budget in budgets, f"report.budget = {self.budget!r}: use one of {', '.join(budgets)}")
+        _need(self.seeds >= 1, f"report.seeds = {self.seeds}: at least 1")
         _need(self.examples >= 0 and self.answered >= 0, "report: examples and answered are at least 0")
         _need(self.price_per_hour >= 0, f"report.price_per_hour = {self.price_per_hour}: at least 0")
         _need(self.bootstrap >= 1, f"report.bootstrap = {self.bootstrap}: at least 1")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moe_router.data.prepare import Prepared
     from moe_router.data.slices import Slices
     from moe_router.experts.base import Base
-    from moe_router.report.arms import Report
+    from moe_router.report.document import Report
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BuildResult:
         yield f"{self.prepared.records:,} records kept, {self.prepared.rejected:,} rejected"
         yield from lines(slices_table(rows))
         yield from self.report.lines()
-        yield f"Written: {self.workspace.records}, {self.workspace.experts}, {self.workspace.reports / 'report.md'}"
+        yield f"Written: {self.workspace.records}, {self.workspace.experts}, {self.workspace.reports / 'report.html'}"
 
 
 def build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ def tiny_llama(folder: Path, hidden: int = 64, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=8192,
+        vocab_size=json.loads((EMBEDDED_PATH / "config.json").read_text())["vocab_size"],
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=2,

@@ -17,7 +17,7 @@ def test_embedded_base_loads_frozen_in_nf4_with_its_own_end_of_text():
     base = load_base(BaseConfig())
     assert base.eos == 0 == base.model.config.eos_token_id
     assert not any(p.requires_grad for p in base.model.parameters())
-    assert len(base.linears()) == 8 * 7
+    assert len(base.linears()) == 7 * 7
 
 
 def test_resident_weights_are_the_same_numbers_as_nf4(tmp_path, monkeypatch):
@@ -49,9 +49,9 @@ def test_digest_is_the_same_wherever_the_folder_lies(tmp_path):
 
 def test_damaged_embedded_base_is_named(tmp_path, monkeypatch):
     copy = shutil.copytree(EMBEDDED_PATH, tmp_path / "embedded")
-    (copy / "model-00001-of-00002.safetensors").write_bytes(b"nothing")
+    (copy / "model-00001-of-00003.safetensors").write_bytes(b"nothing")
     monkeypatch.setattr(module, "EMBEDDED_PATH", copy)
-    with pytest.raises(BaseModelError, match="model-00001-of-00002"):
+    with pytest.raises(BaseModelError, match="model-00001-of-00003"):
         load_base(BaseConfig())
 
 

@@ -293,4 +293,4 @@ def test_experts_verify_fails_on_a_damaged_library(library):
 def test_doctor_answers_with_one_document():
     document = json.loads(run("doctor", "--json", "--k", "3", "--rank", "4", "--shared-rank", "2").stdout)
     assert document["load"]["total_rank"] == 3 * 4 + 2
-    assert document["embedded_base"]["parameters"] == 15_735_168
+    assert document["embedded_base"]["parameters"] == 17_283_584

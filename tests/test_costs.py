@@ -17,9 +17,9 @@ def build(name, **more):
     import transformers
 
     sizes = {"vocab_size": 500, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = getattr(transformers, f"{name}Config")(**sizes, **more)
+    # eager: the counter does not see torch's fused CPU attention
+    config = getattr(transformers, f"{name}Config")(**sizes, **more, attn_implementation="eager")
     model = getattr(transformers, f"{name}Model" if name == "Bert" else f"{name}ForCausalLM")(config)
-    model.set_attn_implementation("eager")  # the counter does not see torch's fused CPU attention
     return model.eval()
 
 
@@ -28,6 +28,8 @@ MODELS = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "gpt-neox": ("GPTNeoX", {}),
     "gpt-neox-serial": ("GPTNeoX", {"use_parallel_residual": False}),
+    "falcon": ("Falcon", {"multi_query": True, "alibi": False}),
+    "falcon-grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32}),
 }
 
@@ -104,6 +106,12 @@ def test_a_plain_mlp_is_not_gated():
     assert not ModelShape.from_model(build("GPTNeoX")).gated
 
 
+@pytest.mark.parametrize(("key", "heads"), [("falcon", 1), ("falcon-grouped", 2), ("qwen3", 2), ("gpt-neox", 4)])
+def test_key_value_heads_are_found_under_any_name(key, heads):
+    name, more = MODELS[key]
+    assert ModelShape.from_model(build(name, **more)).kv_heads == heads
+
+
 def test_the_probe_leaves_the_model_as_it_was():
     model = build("Llama")
     model.lm_head.weight.requires_grad_(False)
@@ -167,6 +175,11 @@ def test_executed_rank_is_what_the_routed_model_multiplies(tmp_path):
         active = costs.active_ranks(weights, np.ones(2), ranks, shared)
         with RoutedModel(base, layout, dict.fromkeys(layout.slots, 1.0)) as model:
             assert costs.executed_rank(active, layout.total) == model.route(weights).gates.shape[-1]
+
+
+def test_memory_and_reading_add_up():
+    assert costs.memory_bytes(100, held_params=10, kv_per_token=4, context=5) == 100 + 20 + 20
+    assert costs.decode_bytes_per_token(100, used_params=3, kv_per_token=4, context=5) == 100 + 6 + 20
 
 
 def test_costs_paid_once_are_spread():

@@ -37,7 +37,7 @@ def test_the_lines_show_devices_bases_and_arithmetic(diagnosis):
     text = "\n".join(diagnosis.lines())
     for words in (
         "NF4 on cpu: works",
-        "embedded base: 15,735,168 parameters, intact",
+        "embedded base: 17,283,584 parameters, intact",
         "7B training",
         "65B inference",
         "× 4.127/8",
@@ -80,7 +80,7 @@ def test_the_embedded_base_is_intact_and_loads(diagnosis):
 
     found = diagnosis.embedded_base
     assert found.intact
-    assert found.parameters == 15_735_168
+    assert found.parameters == 17_283_584
     names = sorted(json.loads((found.path / "sha256.json").read_text()))
     listing = "".join(f"{hashlib.sha256((found.path / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
     assert found.sha256 == hashlib.sha256(listing.encode()).hexdigest()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moe_router.config import DataConfig
 from moe_router.data.clean import clean
-from moe_router.data.readers import expand, read_file, read_text
+from moe_router.data.readers import expand, read_file
 from moe_router.data.records import Message
 from moe_router.errors import InputError
 
@@ -23,7 +23,11 @@ def write(path, content):
 
 
 def read(path, config=DATA):
-    return read_file(path, config, path.name)
+    """The source, read to its end once."""
+    source = read_file(path, config, path.name)
+    assert source.count == 0
+    assert len(source.items) == source.count
+    return source
 
 
 def pairs(source):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_router.report import perplexity as measure
-from moe_router.report.perplexity import bootstrap_interval, paired_difference, perplexity
+from moe_router.report.perplexity import bootstrap_interval, mean_interval, paired_difference, perplexity
 
 
 def records(count=300, seed=0):
@@ -95,6 +95,11 @@ def test_300_records_and_1000_resamples_take_little_time():
     began = time.process_time()
     bootstrap_interval(nats, tokens)
     assert time.process_time() - began < 0.1
+
+
+def test_a_mean_has_the_interval_of_its_perplexity():
+    nats, tokens = records()
+    assert np.exp(mean_interval(nats, tokens)) == pytest.approx(bootstrap_interval(nats, tokens), rel=1e-6)
 
 
 def test_nothing_to_resample_is_refused():

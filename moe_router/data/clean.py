@@ -22,6 +22,8 @@ from moe_router.workspace import digest_json
 RULES = {
     "malformed": "the line cannot be parsed",
     "unpaired_turn": "a turn without its counterpart",
+    "run_together": "several interactions in one line or field",
+    "broken_markers": "the markers that tell turns apart are damaged or left over",
     "empty_prompt": "the prompt has no text",
     "empty_response": "the response has no text",
     "over_long": "prompt and response are longer than data.max_chars",

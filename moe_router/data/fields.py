@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_router.config import DataConfig
+from moe_router.data.markers import marked_turns, misplaced
+from moe_router.data.records import Message
 from moe_router.data.turns import ROLES, Item, Turn, fold, pair_turns
 from moe_router.errors import InputError
 
@@ -23,7 +25,9 @@ RESPONSE_NAMES = (
     *("agent_message", "resposta", "resolucao", "solucao", "saida", "respuesta", "target"),
     *("assistant", "agent", "assistente", "atendente", "agente"),
 )
-MESSAGES_NAMES = ("messages", "conversations")
+MESSAGES_NAMES = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "mensagens")
+SYSTEM_NAMES = ("system", "system_prompt", "system_message", "sistema")
+TEXT_NAMES = ("text", "texto", "content", "conversation", "dialogue", "chat")
 CONVERSATION_NAMES = ("conversation_id", "dialogue_id", "dialog_id", "thread_id", "session_id", "id_conversa")
 SHOWN_COLUMNS = 20
 
@@ -45,6 +49,10 @@ class Fields:
     messages: str = ""
     context: str = ""
     """A second part of the prompt: `input` beside `instruction`."""
+    system: str = ""
+    """What the system says before the prompt."""
+    text: str = ""
+    """A whole conversation with `### User:` and `### Assistant:` or the like before its turns."""
     guessed: bool = True
 
     @property
@@ -53,12 +61,15 @@ class Fields:
         pair = f"prompt from {self.prompt!r}, response from {self.response!r}" if self.prompt else ""
         context = f", prompt continued by {self.context!r}" if self.context else ""
         messages = f"conversations from {self.messages!r}" if self.messages else ""
-        return "; ".join(filter(None, (messages, pair + context))) if self.guessed else ""
+        text = f"marked conversations from {self.text!r}" if self.text else ""
+        return "; ".join(filter(None, (messages, text, pair + context))) if self.guessed else ""
 
 
-def choose_fields(columns: Iterable[str], settings: DataConfig, file: str) -> Fields:
+def choose_fields(columns: Iterable[str], settings: DataConfig, file: str, marked: Collection[str] = ()) -> Fields:
     """The fields the settings name where the file has them, else those with a usual name.
 
+    `marked` are columns with marked conversations in them; one is taken where nothing else is found, and so is a column
+    of messages only where it does not hold such text.
     Raises InputError naming the file, its columns and the remedy when there is no way to tell.
     """
     columns = [column for column in columns if column]
@@ -68,13 +79,16 @@ def choose_fields(columns: Iterable[str], settings: DataConfig, file: str) -> Fi
     prompt = _pick(settings.prompt_field, columns, known, PROMPT_NAMES)
     others = {name: column for name, column in known.items() if column != prompt}
     response = _pick(settings.response_field, columns, others, RESPONSE_NAMES)
-    messages = _pick("", columns, known, MESSAGES_NAMES)
+    messages = _pick("", columns, {name: column for name, column in known.items() if column not in marked}, MESSAGES_NAMES)
+    system = _pick("", columns, others, SYSTEM_NAMES)
     if prompt and response and prompt != response:
         context = known.get("input", "") if prompt == known.get("instruction") else ""
         named = (prompt, response) == (settings.prompt_field, settings.response_field)
-        return Fields(prompt, response, messages, "" if context == response else context, guessed=not named)
+        return Fields(prompt, response, messages, "" if context == response else context, system, guessed=not named)
     if messages:
-        return Fields(messages=messages)
+        return Fields(messages=messages, system=system)
+    if marked:
+        return Fields(text=next((known[name] for name in TEXT_NAMES if known.get(name) in marked), next(iter(marked))))
     shown = ", ".join(" ".join(column.split()) for column in columns[:SHOWN_COLUMNS]) or "none"
     raise InputError(
         f"{file}: no prompt and response fields among its columns ({shown}): name them with --prompt-field and --response-field"
@@ -87,22 +101,38 @@ def _pick(named: str, columns: list[str], known: Mapping[str, str], usual: tuple
     return next((known[name] for name in usual if name in known), "")
 
 
-def row_items(row: Mapping[str, Any], fields: Fields, file: str, line: int) -> Iterator[Item]:
-    """The items of one row: one for a prompt and response, one for each pair of a conversation."""
-    used = {fields.prompt, fields.response, fields.messages, fields.context}
+def row_items(row: Mapping[str, Any], fields: Fields, file: str, line: int, split: str = "") -> Iterator[Item]:
+    """The items of one row: one for a prompt and response, one for each pair of a conversation.
+
+    `split` is what the file declares; a field of the row goes before it.
+    """
+    used = {fields.prompt, fields.response, fields.messages, fields.context, fields.system, fields.text}
     meta = {key: _scalar(value) for key, value in row.items() if key and key not in used and _is_scalar(value)}
-    split = next((DECLARED[fold(meta.pop(key).strip())] for key in list(meta) if _declares(key, meta[key])), "")
+    split = next((DECLARED[fold(meta.pop(key).strip())] for key in list(meta) if _declares(key, meta[key])), split)
     own = next((f"{name}={meta[key]}" for name in CONVERSATION_NAMES for key in meta if fold(key) == name and meta[key]), "")
     item = Item(file, line, split=split, conversation=own or f"{file}:{line}", meta=meta)
     try:
-        if fields.messages and row.get(fields.messages) is not None:
-            yield from pair_turns(list(_turns(row[fields.messages], line)), item)
-        else:
-            prompt = "\n".join(filter(None, (_text(row, fields.prompt), _text(row, fields.context))))
-            yield Item(file, line, prompt, _text(row, fields.response), (), split, item.conversation, meta)
+        made = list(_row(row, fields, item))
     except ValueError as error:
-        text = json.dumps(row, ensure_ascii=False, default=str)
-        yield Item(file, line, text, meta=meta).reject("malformed", str(error))
+        made = [replace(item, prompt=json.dumps(row, ensure_ascii=False, default=str)).reject("malformed", str(error))]
+    for one in made:
+        rule, reason = ("", "") if one.rule else misplaced(one.prompt, one.response)
+        yield one.reject(rule, reason) if rule else one
+
+
+def _row(row: Mapping[str, Any], fields: Fields, item: Item) -> Iterator[Item]:
+    """Raises ValueError for a row that holds something else than text where text belongs."""
+    said = _text(row, fields.system)
+    system = [Turn("system", said, item.line)] if said.strip() else []
+    if fields.messages and row.get(fields.messages) is not None:
+        yield from pair_turns([*system, *_turns(row[fields.messages], item.line)], item)
+    elif fields.text:
+        text = _text(row, fields.text)
+        yield from pair_turns(marked_turns(text, item.line), item) if text.strip() else [item]
+    else:
+        prompt = "\n".join(filter(None, (_text(row, fields.prompt), _text(row, fields.context))))
+        history = tuple(Message(turn.role, turn.text) for turn in system)
+        yield replace(item, prompt=prompt, response=_text(row, fields.response), history=history)
 
 
 def _declares(key: str, value: str) -> bool:

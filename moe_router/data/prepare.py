@@ -12,9 +12,10 @@ from typing import Any
 from moe_router.config import Config, DataConfig
 from moe_router.data.clean import Cleaned, Findings, clean
 from moe_router.data.data_report import report_files, write_data_report
-from moe_router.data.readers import Source, expand, read_file
+from moe_router.data.readers import Source, expand
 from moe_router.data.records import SPLITS, Record, save_records
 from moe_router.data.split import group_records, sample_groups, split_records
+from moe_router.data.turns import Item
 from moe_router.errors import InputError, WorkspaceError
 from moe_router.progress import Progress, Silent
 from moe_router.workspace import Workspace, atomic, digest_file, digest_json, read_json, write_json, write_text
@@ -71,22 +72,19 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
 
     Raises InputError, before anything is written, when a source cannot be used or too little is left of them.
     """
-    files = expand([Path(source) for source in sources], skip=_own_files(workspace))
-    names = [_name(path, workspace) for path in files]
-    hashes = [digest_file(path) for path in files]
-    inputs = digest_json([FORMAT, names, hashes, _settings(config.data)])
+    read = expand([Path(source) for source in sources], config.data, _own_files(workspace), lambda path: _name(path, workspace))
+    hashes = [source.digest() for source in read]
+    inputs = digest_json([FORMAT, [source.name for source in read], hashes, _settings(config.data)])
     done = _up_to_date(workspace, inputs)
     if done:
         if not all(path.exists() for path in report_files(workspace)):
             write_data_report(workspace, config.data.seed)
         return done
-    progress.stage("prepare", len(files))
-    read = []
-    for path, name in zip(files, names, strict=True):
-        read.append(read_file(path, config.data, name))
-        progress.advance(1, f"{name}: {len(read[-1].items)}")
+    progress.stage("prepare", len(read))
+    for source in read:
+        next(iter(source), None)  # a source that cannot be used should not wait for those before it
     _check_fields(read, config.data)
-    cleaned = clean((item for source in read for item in source.items), config.data)
+    cleaned = clean(_items(read, progress), config.data)
     grouped = group_records(cleaned.records, cleaned.links)
     records = split_records(sample_groups(grouped, config.data.limit, config.data.seed), config.data)
     _check_enough(records, cleaned)
@@ -94,6 +92,12 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
     prepared = _write(workspace, replace(prepared, inputs=inputs), records, cleaned)
     write_data_report(workspace, config.data.seed)
     return prepared
+
+
+def _items(read: Sequence[Source], progress: Progress) -> Iterator[Item]:
+    for source in read:
+        yield from source
+        progress.advance(1, f"{source.name}: {source.count}")
 
 
 def _write(workspace: Workspace, prepared: Prepared, records: Sequence[Record], cleaned: Cleaned) -> Prepared:
@@ -123,7 +127,7 @@ def _summary(records: Sequence[Record], cleaned: Cleaned, read: Sequence[Source]
         digest=digest_json([[r.id, r.split, r.group, r.meta] for r in records]),
         unused=len(cleaned.records) - len(records),
         sources=tuple(
-            {"file": source.name, "sha256": sha256, "items": len(source.items), "records": kept[source.name]}
+            {"file": source.name, "sha256": sha256, "items": source.count, "records": kept[source.name]}
             for source, sha256 in zip(read, hashes, strict=True)
         ),
         findings=_findings(cleaned, records),

@@ -1,25 +1,25 @@
-"""From the turns of a conversation to prompt/response items, and the chat-log form of a conversation."""
+"""What a source holds: items, the turns of a conversation, and how turns become prompt/response items."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from moe_router.data.records import Message
 
 SPEAKERS = {
-    **dict.fromkeys(("user", "customer", "human", "usuario", "usuaria", "cliente"), "user"),
-    **dict.fromkeys(("assistant", "agent", "bot", "gpt", "assistente", "atendente", "agente"), "assistant"),
+    **dict.fromkeys(("user", "customer", "client", "human", "usuario", "usuaria", "cliente", "utilizador"), "user"),
+    **dict.fromkeys(
+        ("assistant", "agent", "bot", "gpt", "support", "assistente", "atendente", "agente", "suporte"), "assistant"
+    ),
     **dict.fromkeys(("system", "sistema"), "system"),
 }
 """Role of a speaker's name, case and accents aside."""
 ROLES = {**SPEAKERS, "model": "assistant", "developer": "system"}
 """The same for messages; in a log these two are things that a ticket says: `Model: X200`."""
-
-_STAMP = r"(?:\[[^\]]*\]\s*|\d[\d/.\-T ,]*:\d[\d:.Z]*\s*(?:[-–|]\s*)?)?"
-_TURN = re.compile(rf"\s*{_STAMP}([^\W\d_]+)\s*[:：]\s?(.*)")
+HISTORY = 64
+"""Most messages that a record remembers: without a bound, a log of one conversation would cost the square of its length."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Turn:
     role: str
     text: str
     line: int
+    rule: str = ""
+    """Name of the rule that rejects what stands here, where it is no turn that can be told apart."""
+    reason: str = ""
 
 
 def fold(text: str) -> str:
@@ -63,12 +66,14 @@ def fold(text: str) -> str:
 def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
     """Items of one conversation: each user turn with the answer right after it, earlier pairs as history.
 
-    A turn without its counterpart becomes an item rejected as `unpaired_turn`, so every turn but the system's is
-    accounted for. `conversation` carries what its items have in common.
+    A turn without its counterpart becomes an item rejected as `unpaired_turn`, and so do system turns of a conversation
+    in which nobody else speaks: every turn is accounted for. `conversation` carries what its items have in common.
     """
     history: list[Message] = []
     question: Turn | None = None
+    turn, alone = None, True
     for turn in turns:
+        alone = alone and turn.role == "system"
         if turn.role == "system":
             history.append(Message("system", turn.text))
         elif turn.role == "assistant" and question is not None:
@@ -76,7 +81,10 @@ def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
             yield replace(pair, history=tuple(history))
             if question.text.strip() and turn.text.strip():
                 history += [Message("user", question.text), Message("assistant", turn.text)]
+                _forget(history)
             question = None
+        elif not turn.role and not turn.rule:
+            yield _unpaired(turn, conversation)
         else:
             if question is not None:
                 yield _unpaired(question, conversation)
@@ -85,53 +93,23 @@ def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
                 yield _unpaired(turn, conversation)
     if question is not None:
         yield _unpaired(question, conversation)
+    if turn is not None and alone:
+        yield _unpaired(turn, conversation)
+
+
+def _forget(history: list[Message]) -> None:
+    """Cut the oldest messages beyond HISTORY, what the system said last."""
+    while len(history) > HISTORY:
+        del history[next((at for at, message in enumerate(history) if message.role != "system"), 0)]
 
 
 def _unpaired(turn: Turn, conversation: Item) -> Item:
-    reasons = {"user": "a user turn without an answer", "assistant": "an answer without a user turn before it"}
     item = replace(conversation, line=turn.line, prompt=turn.text)
+    if turn.rule:
+        return item.reject(turn.rule, turn.reason)
+    reasons = {
+        "user": "a user turn without an answer",
+        "assistant": "an answer without a user turn before it",
+        "system": "a system turn without a conversation",
+    }
     return item.reject("unpaired_turn", reasons.get(turn.role, "text that no speaker says"))
-
-
-def chat_log(lines: Sequence[str]) -> Iterator[list[Turn]]:
-    """Conversations of a log with `User:` and `Assistant:` turns.
-
-    A line that begins with `#` ends a conversation. So does a blank line before a speaker, unless the log sets off
-    each answer by a blank line; a blank line before anything else is a paragraph of the turn it stands in.
-    """
-    spaced = _answers_set_off(lines)
-    turns: list[tuple[str, int, list[str]]] = []
-    gap = False
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            gap = True
-            continue
-        role, text = _speaker(line)
-        answers = spaced and role == "assistant" and turns and turns[-1][0] == "user"
-        if turns and (line.startswith("#") or (role and gap and not answers)):
-            yield _joined(turns)
-            turns = []
-        if role or not (turns or line.startswith("#")):
-            turns.append((role, number, [text]))
-        elif turns:
-            turns[-1][2].extend(["", text] if gap else [text])
-        gap = False
-    if turns:
-        yield _joined(turns)
-
-
-def _joined(turns: list[tuple[str, int, list[str]]]) -> list[Turn]:
-    return [Turn(role, "\n".join(lines), number) for role, number, lines in turns]
-
-
-def _speaker(line: str) -> tuple[str, str]:
-    """Role and text of a line that opens a turn; an empty role and the line itself for any other."""
-    found = _TURN.match(unicodedata.normalize("NFC", line))
-    role = SPEAKERS.get(fold(found[1]), "") if found else ""
-    return (role, found[2]) if found and role else ("", line)
-
-
-def _answers_set_off(lines: Sequence[str]) -> bool:
-    """Whether most answers come after a blank line."""
-    answers = [number for number, line in enumerate(lines) if _speaker(line)[0] == "assistant"]
-    return 2 * sum(number > 0 and not lines[number - 1].strip() for number in answers) > len(answers)

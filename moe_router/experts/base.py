@@ -45,6 +45,12 @@ class Base:
     def eos(self) -> int:
         return self.tokenizer.eos_token_id
 
+    @functools.cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer puts before a text: beginning-of-text, or nothing."""
+        tokens = tuple(self.tokenizer("")["input_ids"])
+        return tokens if tokens == (self.tokenizer.bos_token_id,) else ()
+
     @property
     def context(self) -> int:
         """Longest sequence in tokens."""

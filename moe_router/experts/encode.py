@@ -41,27 +41,31 @@ class Batch:
 
 
 def encode(records: Sequence[Record], base: Base, template_name: str, max_tokens: int = 0) -> list[Example]:
-    """Tokenise records with a template.
+    """Tokenise records with a template, after the beginning-of-text token where the base's tokenizer puts one.
 
     A record longer than `max_tokens` (0: the base's context) loses the start of its prompt first, keeping half the
     room for the response, then the end of its response.
     """
     style = template(template_name)
     limit = min(max_tokens or base.context, base.context)
-    prompts = base.tokenizer([style.prompt(r.messages) for r in records], add_special_tokens=False)["input_ids"]
-    responses = base.tokenizer([style.response(r.response) for r in records], add_special_tokens=False)["input_ids"]
+    prompts = _tokens([style.prompt(r.messages) for r in records], base)
+    responses = _tokens([style.response(r.response) for r in records], base)
     examples = []
     for prompt, response in zip(prompts, responses, strict=True):
         target = [*response, base.eos]
-        room = max(limit - len(target), limit // 2)
-        kept = prompt[-room:]
+        room = max(limit - len(target), limit // 2) - len(base.opening)
+        kept = [*base.opening, *prompt[-room:]]
         examples.append(Example((*kept, *target[: limit - len(kept)]), len(kept)))
     return examples
 
 
 def encode_prompt(messages: Sequence[Message], base: Base, template_name: str) -> list[int]:
     """A conversation in tokens, ready for the answer to follow."""
-    return base.tokenizer(template(template_name).prompt(messages), add_special_tokens=False)["input_ids"]
+    return [*base.opening, *_tokens([template(template_name).prompt(messages)], base)[0]]
+
+
+def _tokens(texts: list[str], base: Base) -> list[list[int]]:
+    return base.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
 def pack(lengths: Sequence[int], order: Sequence[int], row_tokens: int) -> list[tuple[int, ...]]:

@@ -158,12 +158,15 @@ class Trainer:
         return self.outcomes
 
     def train_step(self) -> int:
-        """One step over a row (or `rows_per_step`) of every unfinished expert; returns the tokens passed through."""
+        """One step over a row (or `rows_per_step`) of every expert whose turn it is; returns the tokens passed through."""
         rows, owners = [], []
         for index, job in enumerate(self.jobs):
             if self.outcomes[job.name].failed:
                 continue
-            at = self.step * job.rows_per_step
+            turn = self._turn(job.name)
+            if turn is None:
+                continue
+            at = turn * job.rows_per_step
             for row in self.plans[job.name][at : at + job.rows_per_step]:
                 rows.append([job.examples[i] for i in row])
                 owners.append(index)
@@ -173,6 +176,15 @@ class Trainer:
             rows, owners = [rows[i] for i in kept], [owners[i] for i in kept]
         self.step += 1
         return tokens
+
+    def _turn(self, name: str) -> int | None:
+        """Which of its own steps the expert takes now, or None if it waits.
+
+        A small slice's steps are spread over the whole pass: were they to come first, the shared expert would end on the
+        large slices alone and forget the small ones.
+        """
+        turn = self.step * self.lengths[name] // self.steps
+        return turn if (self.step + 1) * self.lengths[name] // self.steps > turn else None
 
     def _step_rows(self, rows: list[list[Example]], owners: np.ndarray) -> set[int]:
         """Forward, backward, update; returns the experts that broke down, in which case nothing was updated."""
@@ -208,7 +220,8 @@ class Trainer:
         seeds = []
         for owner in owners.tolist():
             seen[owner] = seen.get(owner, -1) + 1
-            draw = stream(self.schedule.seed, self.jobs[owner].name, "dropout", self.step, seen[owner])
+            name = self.jobs[owner].name
+            draw = stream(self.schedule.seed, name, "dropout", self.outcomes[name].steps, seen[owner])
             seeds.append(int(draw.integers(1 << 40)))
         return SlotRoute(route.slots, route.gates, route.every, Dropout(self.schedule.dropout, tuple(seeds)))
 

@@ -1,56 +1,19 @@
-"""What a report holds: arms, experts, comparisons, verdict; and its JSON form."""
+"""The rows of a report: arms, comparisons, slices, experts, routes, regret, verdict. Numbers only, each with its unit."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from moe_router.errors import LibraryError, WorkspaceError
-from moe_router.report.perplexity import Difference, Interval, bootstrap_interval, paired_difference, perplexity
-from moe_router.workspace import read_json
+from moe_router.errors import LibraryError
+from moe_router.report.perplexity import bootstrap_interval, paired_difference, perplexity
+from moe_router.report.registry import ARMS, Kind
 
-SCHEMA = 1
-"""Version of report.json."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What an arm is, whatever its figures."""
-
-    label: str
-    """Short, for tables and figures."""
-    explanation: str
-    trained: bool
-    """Whether it needs training of its own beyond the library."""
-    group: str
-    """`base`, `dense` (one adapter for everything), `mixture` (the trained gate), `choice` (another way of choosing among
-    the same experts), `control` (the same cost without the idea under test), or `bound` (knows the answer)."""
-
-
-ARMS: Mapping[str, Kind] = {
-    "base": Kind("base", "the base without adapters", False, "base"),
-    "dense_rank": Kind("dense, one expert's rank", "one adapter on all records, with the rank of one expert", True, "dense"),
-    "dense_active": Kind("dense, active rank", "one adapter on all records, with the rank a query uses", True, "dense"),
-    "dense_params": Kind(
-        "dense, all ranks", "one adapter on all records, with the rank of all experts together", True, "dense"
-    ),
-    "shared_only": Kind("shared expert alone", "the library's always-on expert, no routed one", False, "choice"),
-    "uniform": Kind("uniform mix", "all experts, equally weighted", False, "choice"),
-    "random_slices": Kind("random slices", "experts trained on slices drawn at random, mixed alike", True, "control"),
-    "shuffled_gate": Kind("shuffled gate", "the trained gate's routes dealt to other queries", False, "control"),
-    "best_fixed": Kind("best fixed expert", "per slice, the expert that was best on the gate's records", False, "choice"),
-    "cbtm": Kind("c-BTM", "softmax over the similarity to slice centroids, two kept", False, "choice"),
-    "gate_top1": Kind("gate, top 1", "the trained gate's first expert", False, "mixture"),
-    "gate_top2": Kind("gate, top 2", "the trained gate's first two experts, mixed", False, "mixture"),
-    "gate_soft": Kind("gate, soft", "all experts, weighted by the trained gate", False, "mixture"),
-    "oracle": Kind("oracle", "the best expert of each record in hindsight: a bound, not a method", False, "bound"),
-}
-"""Every arm, in the order in which reports list them."""
+__all__ = ["ARMS", "Arm", "Comparison", "Costs", "ExpertRow", "Price", "Regret", "Routing", "SliceRow", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +25,25 @@ class Costs:
     active_flops_per_token: float
     """The same with only the adapter slots that the route needs."""
     train_flops: float
+    """Of its adapters, the search of their learning rates, and the measuring that its way of choosing was fitted on."""
     adapter_params: int
     """Held in memory."""
     active_adapter_params: int
     """Used by a query, on average."""
+    memory_bytes: float | None = None
+    """Weights, adapters held, and the KV cache of one sequence."""
+    decode_bytes_per_token: float | None = None
+    """Read to generate one token of one sequence: weights, adapters used, and the KV cache."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an arm costs on a machine of a given price, in that price's currency."""
+
+    per_1000_answers: float | None = None
+    """At the measured speed of generating."""
+    per_training: float | None = None
+    """At the FLOPs per second reached while scoring."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +61,25 @@ class Arm:
     train_flops: float
     adapter_params: int
     active_adapter_params: int
+    memory_bytes: float | None = None
+    decode_bytes_per_token: float | None = None
+    bits_per_byte: float | None = None
+    """Loss per UTF-8 byte of the responses, which bases with other tokenizers share."""
+    rank: int | None = None
+    """Of each adapter that the arm trained for itself."""
     learning_rate: float | None = None
     key_fact_accuracy: float | None = None
     """Share of greedy answers that hold the record's key fact."""
+    exact_match: float | None = None
+    """Share of greedy answers that give the reference's final answer."""
     tokens_per_second: float | None = None
+    """Read while scoring, prompts included, gate and embedder not."""
+    generated_per_second: float | None = None
+    """Tokens generated, many answers at a time."""
     trained_tokens: int | None = None
+    repeats: tuple[float, ...] = ()
+    """Perplexity when trained again with other seeds."""
+    price: Price | None = None
 
     def __post_init__(self) -> None:
         if self.id not in ARMS:
@@ -153,15 +145,73 @@ class Comparison:
         return cls(arm, rival, found.relative, found.ci95, found.p)
 
     @property
-    def difference(self) -> Difference:
-        return Difference(self.relative, Interval(*self.ci95), self.p)
+    def shown(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.ci95[0] > 0 or self.ci95[1] < 0
 
     @property
     def outcome(self) -> str:
         """`better`, `worse`, or `open` where the interval includes 0."""
-        if not self.difference.shown:
+        if not self.shown:
             return "open"
         return "better" if self.relative < 0 else "worse"
+
+
+@dataclass(frozen=True)
+class SliceRow:
+    """The test records of one slice under every arm."""
+
+    name: str
+    records: int
+    target_tokens: int
+    perplexity: Mapping[str, float]
+    """By arm."""
+    against: Comparison | None = None
+    """The mixture against its fair rival on these records alone; its interval knows nothing of the other slices."""
+
+
+@dataclass(frozen=True)
+class Regret:
+    """Where the mixture's distance from its fair rival comes from, in nats per response token; the two parts add up."""
+
+    rival: str
+    gate: float
+    """Mixture less oracle: what better choosing could still win."""
+    gate_ci95: tuple[float, float]
+    experts: float
+    """Oracle less rival: what remains when the best expert answers every record. Below 0, the experts are good enough."""
+    experts_ci95: tuple[float, float]
+
+    @property
+    def total(self) -> float:
+        """Mixture less rival."""
+        return self.gate + self.experts
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the gate did with the test records."""
+
+    experts: tuple[str, ...]
+    weight: tuple[float, ...]
+    """Share of all routing weight that each expert got."""
+    first: tuple[float, ...]
+    """Share of the queries whose first choice it was."""
+    best: tuple[float, ...]
+    """Share of the queries that it really answered best."""
+    balance: float
+    """Experts in even use, as a share of all: the exponential of the weights' entropy over their number."""
+    hits: float
+    """Share of queries whose first choice was the best expert."""
+    calibration_error: float
+    calibration: tuple[tuple[float, float, int], ...]
+    """(mean confidence, share right, queries) of each occupied bin."""
+    risk: tuple[tuple[float, float], ...]
+    """(share of queries answered, perplexity on them), the most confident queries first."""
+    abstained: float
+    """Share of the test queries on which the gate would abstain; the figures here are without abstention."""
+    perplexity: tuple[tuple[float, ...], ...]
+    """Of every expert alone (columns) on the records of every slice (rows), in the order of `experts`."""
 
 
 @dataclass(frozen=True)
@@ -172,81 +222,8 @@ class Verdict:
     """`mixture`, `dense`, `base`, or `unknown` where the rival at equal FLOPs is missing."""
     headline: str
     sentences: tuple[str, ...] = ()
-    """One for each rival."""
+    """One for each rival that has something in common with the mixture: rank, FLOPs, memory, or no adapter at all."""
     remarks: tuple[str, ...] = ()
     """What else bears on the choice: gate, oracle, cost, rivals not measured."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that a report says; `report.json` holds the same."""
-
-    arms: tuple[Arm, ...]
-    experts: tuple[ExpertRow, ...]
-    comparisons: tuple[Comparison, ...]
-    verdict: Verdict
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    """Versions, device, seeds, command, data digests."""
-    timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each stage."""
-    notes: tuple[str, ...] = ()
-    """What was not tested, and what limits the figures."""
-    inputs: str = ""
-    """Digest of what it was made from."""
-    fresh: bool = field(default=True, compare=False)
-    """False when nothing had to be done."""
-
-    def arm(self, name: str) -> Arm | None:
-        """The arm of that id, if it was measured."""
-        return next((arm for arm in self.arms if arm.id == name), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; optional figures that were not measured are left out."""
-        return {
-            "schema": SCHEMA,
-            "verdict": _plain(self.verdict),
-            "arms": [_plain(arm) for arm in self.arms],
-            "comparisons": [_plain(row) for row in self.comparisons],
-            "experts": [_plain(row) for row in self.experts],
-            "environment": dict(self.environment),
-            "timings": dict(self.timings),
-            "notes": list(self.notes),
-            "inputs": self.inputs,
-        }
-
-    @classmethod
-    def load(cls, path: Path) -> Report:
-        """Read report.json. Raises WorkspaceError when it is missing, damaged, or of another version."""
-        value = read_json(path)
-        try:
-            if value["schema"] != SCHEMA:
-                raise WorkspaceError(f"{path} is of version {value['schema']}, not {SCHEMA}: run `moe-router report` again")
-            return cls(
-                arms=tuple(_tuples(Arm, row) for row in value["arms"]),
-                experts=tuple(ExpertRow(**row) for row in value["experts"]),
-                comparisons=tuple(_tuples(Comparison, row) for row in value["comparisons"]),
-                verdict=_tuples(Verdict, value["verdict"]),
-                environment=value["environment"],
-                timings=value["timings"],
-                notes=tuple(value["notes"]),
-                inputs=value["inputs"],
-                fresh=False,
-            )
-        except (KeyError, TypeError, LibraryError) as error:
-            raise WorkspaceError(f"{path} is damaged ({error}): delete it and run `moe-router report` again") from error
-
-    def lines(self) -> list[str]:
-        """For the terminal."""
-        from moe_router.report.terminal import report_lines
-
-        return report_lines(self)
-
-
-def _plain(row: Any) -> dict[str, Any]:
-    values = {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _tuples(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """The other way round: `kind` with JSON's lists as tuples."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    instead: str = ""
+    """The setting to use where a mixture is not the advice."""

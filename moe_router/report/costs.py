@@ -195,6 +195,16 @@ def weight_bytes(shape: ModelShape, bits: float = NF4_BITS) -> float:
     return shape.linear_params * bits / 8 + shape.other_params * BF16_BYTES
 
 
+def memory_bytes(weights: float, held_params: float, kv_per_token: float, context: float) -> float:
+    """weights + 2·(adapter parameters held) + KV cache of one sequence of `context` tokens."""
+    return weights + BF16_BYTES * held_params + kv_per_token * context
+
+
+def decode_bytes_per_token(weights: float, used_params: float, kv_per_token: float, context: float) -> float:
+    """Read to generate one token of one sequence: every weight, the adapters used (bf16), keys and values so far."""
+    return weights + BF16_BYTES * used_params + kv_per_token * context
+
+
 def _products(linears: Linears) -> int:
     return sum(d_in * d_out for d_in, d_out in linears)
 
@@ -206,7 +216,9 @@ def _sums(linears: Linears) -> int:
 def _attention(config: Any) -> tuple[int, int, int]:
     """Heads, KV heads and head dimension under the names that transformers configs give them."""
     heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        kv_heads = 1  # the first Falcons
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
@@ -228,7 +240,7 @@ def _entry_layers(model: nn.Module, modules: Sequence[nn.Module]) -> list[nn.Mod
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if not inputs[0].requires_grad:
             found.append(module)
-        return output.detach().requires_grad_()
+        return output.detach().requires_grad_().clone()  # Falcon adds to it in place, which a leaf forbids
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     hooks = [m.register_forward_hook(note) for m in modules]

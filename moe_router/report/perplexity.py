@@ -53,6 +53,12 @@ def bootstrap_interval(nats: np.ndarray, tokens: np.ndarray, resamples: int = 10
     return _middle(np.exp(drawn[0] / drawn[1]))
 
 
+def mean_interval(nats: np.ndarray, tokens: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
+    """95 % interval of Σ nats / Σ tokens over records drawn again. *Shape:* as `perplexity`."""
+    drawn = _resampled_sums(np.stack([nats, tokens]), resamples, seed)
+    return _middle(drawn[0] / drawn[1])
+
+
 def paired_difference(
     nats_a: np.ndarray, nats_b: np.ndarray, tokens: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> Difference:

@@ -5,27 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_router.report.arms import Arm
 from moe_router.report.labels import Box, Mark, place
-from moe_router.workspace import atomic
+from moe_router.report.style import BLUE, FAINT, GREEN, GREY, ORANGE, PAPER, PURPLE, RULE, TYPE, new_figure, plain, title
+from moe_router.report.words import level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, FAINT, RULE, GRID = "#222222", "#666666", "#9a9a9a", "#e8e8e8"
-TYPE = 9.5
-
 
 @dataclass(frozen=True)
 class Look:
-    """How arms of one group are drawn.
-
-    Hues are Okabe and Ito's, darkened until small type in them reads on white; shapes tell the groups apart too.
-    """
+    """How arms of one group are drawn; shapes tell the groups apart too."""
 
     name: str
     colour: str
@@ -34,12 +28,12 @@ class Look:
 
 
 LOOKS = {
-    "mixture": Look("trained gate", "#0067A3", "o"),
-    "dense": Look("dense adapter", "#C24E00", "s"),
-    "choice": Look("other ways to choose experts", "#007A58", "^"),
-    "control": Look("control", "#A8467E", "v"),
-    "base": Look("base", "#444444", "X"),
-    "bound": Look("bound", "#444444", "D", filled=False),
+    "mixture": Look("trained gate", BLUE, "o"),
+    "dense": Look("dense adapter", ORANGE, "s"),
+    "choice": Look("other ways to choose experts", GREEN, "^"),
+    "control": Look("control", PURPLE, "v"),
+    "base": Look("base", GREY, "X"),
+    "bound": Look("bound", GREY, "D", filled=False),
 }
 GAP = 0.25
 """The perplexity axis is broken where a gap between intervals takes more than this share of its logarithmic range."""
@@ -47,20 +41,9 @@ OUTLIERS = 2
 """At most this many arms lie above the break."""
 
 
-def save_figure(arms: Sequence[Arm], path: Path) -> None:
-    """Write the figure as PNG or SVG, by the suffix of `path`; the same arms give the same bytes."""
-    import matplotlib
-
-    form = path.suffix.lstrip(".")
-    with matplotlib.rc_context({"svg.hashsalt": "moe-router", "svg.fonttype": "path"}), atomic(path) as temporary:
-        draw(arms).savefig(temporary, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
-
-
 def draw(arms: Sequence[Arm]) -> Figure:
     """The figure. Arms far above the others go to a strip of their own, above a break in the axis."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.6, 5.8), facecolor="white")
+    figure = new_figure(8.6, 5.8)
     parts = [part for part in split(arms) if part]
     heights = [1, 3.8][-len(parts) :]
     axes = figure.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -68,7 +51,7 @@ def draw(arms: Sequence[Arm]) -> Figure:
     for axis, part in zip(axes, parts, strict=True):
         _points(axis, part)
         _scale_perplexity(axis, part)
-        _style(axis)
+        plain(axis)
     _scale_flops(axes[-1], arms)
     if len(parts) > 1:
         _break(axes)
@@ -99,9 +82,10 @@ def _points(axis: Axes, arms: Sequence[Arm]) -> None:
             arm.perplexity,
             yerr=[[max(0, arm.perplexity - low)], [max(0, high - arm.perplexity)]],
             fmt=look.marker,
+            color=look.colour,
             markersize=8,
-            markerfacecolor=look.colour if look.filled else "white",
-            markeredgecolor="white" if look.filled else look.colour,
+            markerfacecolor=look.colour if look.filled else PAPER,
+            markeredgecolor=PAPER if look.filled else look.colour,
             markeredgewidth=0.8 if look.filled else 1.5,
             ecolor=look.colour,
             elinewidth=1.1,
@@ -146,15 +130,6 @@ def _scale_flops(axis: Axes, arms: Sequence[Arm]) -> None:
     axis.tick_params(axis="x", length=3, color=RULE)
 
 
-def _style(axis: Axes) -> None:
-    axis.grid(True, axis="y", color=GRID, linewidth=0.8, zorder=0)
-    axis.set_axisbelow(True)
-    axis.tick_params(length=0, labelsize=9, labelcolor=FAINT)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(RULE)
-
-
 def _break(axes: Any) -> None:
     """Two strokes where the perplexity axis leaves values out."""
     upper, lower = axes
@@ -169,9 +144,8 @@ def _words(figure: Figure, arms: Sequence[Arm]) -> None:
     """Title, how to read it, and which shape is what."""
     from matplotlib.lines import Line2D
 
-    figure.text(0.028, 0.945, "Perplexity against FLOPs per token", fontsize=14, fontweight="bold", color=INK)
     reading = "Held-out answers. Lower predicts better, further left costs less; bars are 95 % intervals."
-    figure.text(0.028, 0.905, reading, fontsize=TYPE, color=FAINT)
+    title(figure, "Perplexity against FLOPs per token", reading)
     figure.text(0.5275, 0.025, "FLOPs per token, as executed", fontsize=TYPE, color=FAINT, ha="center")
     groups = {arm.kind.group for arm in arms} - {"base", "bound"}
     looks = [look for group, look in LOOKS.items() if group in groups]
@@ -193,7 +167,7 @@ def _label(axis: Axes, arms: Sequence[Arm]) -> None:
     """Name every point, with a thin line to it where the name had to move away."""
     unit = axis.figure.dpi / 72  # pixels of a typographic point
     texts = [
-        axis.text(0, 0, f"{arm.label}  {arm.perplexity:.2f}", fontsize=TYPE, color=LOOKS[arm.kind.group].colour, va="center")
+        axis.text(0, 0, f"{arm.label}  {level(arm.perplexity)}", fontsize=TYPE, color=LOOKS[arm.kind.group].colour, va="center")
         for arm in arms
     ]
     marks = [_mark(axis, arm, text.get_window_extent(), unit) for arm, text in zip(arms, texts, strict=True)]
@@ -204,7 +178,7 @@ def _label(axis: Axes, arms: Sequence[Arm]) -> None:
         text.set_position(to_data((spot.box.left * unit, (spot.box.bottom + spot.box.top) / 2 * unit)))
         if spot.leader:
             ends = to_data([[n * unit for n in mark.at], [n * unit for n in spot.box.nearest(mark.at)]])
-            axis.plot(*ends.T, color="#b5b5b5", linewidth=0.8, zorder=2)
+            axis.plot(*ends.T, color=RULE, linewidth=0.8, zorder=2)
 
 
 def _mark(axis: Axes, arm: Arm, extent: Any, unit: float) -> Mark:

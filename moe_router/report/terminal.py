@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_router.report.arms import Arm, Comparison, ExpertRow, Report
-from moe_router.report.render import OUTCOMES, si
-from moe_router.report.verdict import amount, interval, p_value
+from moe_router.report.arms import Arm, Comparison, ExpertRow
+from moe_router.report.document import Report
+from moe_router.report.words import OUTCOMES, amount, interval, level, p_value, si
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+    from moe_router.report.against import Against
 
 WIDTH = 100
 STYLES = {"better": "green", "worse": "red", "open": "yellow"}
@@ -81,7 +83,7 @@ def experts_table(rows: Sequence[ExpertRow]) -> Table:
         table.add_column(head, justify="right")
     for row in rows:
         change = f"{(row.after / row.before - 1) * 100:+.0f} %"
-        table.add_row(_text(row.name), f"{row.target_tokens:,}", f"{row.before:.2f}", f"{row.after:.2f}", change)
+        table.add_row(_text(row.name), f"{row.target_tokens:,}", f"{level(row.before)}", f"{level(row.after)}", change)
     return table
 
 
@@ -95,8 +97,8 @@ def arms_table(arms: Sequence[Arm]) -> Table:
     for arm in arms:
         cells = [
             _text(arm.id),
-            f"{arm.perplexity:.2f}",
-            f"{arm.ci95[0]:.2f}–{arm.ci95[1]:.2f}",
+            level(arm.perplexity),
+            "–".join(level(edge) for edge in arm.ci95),
             si(arm.flops_per_token),
             si(arm.active_flops_per_token),
             si(arm.train_flops) if arm.train_flops else "",
@@ -119,6 +121,22 @@ def comparison_table(rows: Sequence[Comparison]) -> Table:
         style = STYLES[row.outcome]
         table.add_row(_text(row.rival), amount(row), interval(row), p, _text(OUTCOMES[row.outcome], style))
     return table
+
+
+def against_lines(found: Against, width: int | None = None) -> list[str]:
+    """Another run's arms beside this one's, and whether they may be compared at all."""
+    table = _table(f"Against {found.other}", ("arm", "left"), ("here", "right"))
+    for head in ("there", "difference", "95 % interval", "p", "FLOPs"):
+        table.add_column(head, justify="right")
+    for row in found.changes:
+        spread = "" if row.ci95 is None else " to ".join(f"{100 * edge:+.1f} %" for edge in row.ci95)
+        sure = "" if row.p is None else f"{row.p:.3f}"
+        difference = f"{100 * row.relative:+.1f} %"
+        table.add_row(row.arm, level(row.here), level(row.there), difference, spread, sure, f"× {row.flops:.2f}")
+    words = [] if found.same_records else ["Other test records: a difference may come from the records, not from the methods."]
+    words += [f"Only here: {', '.join(found.only_here)}."] if found.only_here else []
+    words += [f"Only there: {', '.join(found.only_there)}."] if found.only_there else []
+    return lines(table, *map(_text, words), width=width)
 
 
 def answers_table(rows: Sequence[AnswerRow]) -> Table:

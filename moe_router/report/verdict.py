@@ -9,44 +9,70 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from moe_router.report.arms import ARMS, Arm, Comparison, Verdict
+from moe_router.report.analysis import FAIR_RIVAL
+from moe_router.report.arms import ARMS, Arm, Comparison, Regret, SliceRow, Verdict
+from moe_router.report.words import amount, interval, level, p_value
 
-FAIR_RIVAL = "dense_active"
-STANDING = {
-    "base": "no adapter",
-    "dense_rank": "equal rank",
-    "dense_active": "equal active rank",
-    "dense_params": "equal memory",
-}
-"""What a rival holds equal."""
 EXPECTED = ("base", "dense_rank", "dense_active", "dense_params", "random_slices", "shuffled_gate")
 """Rivals whose absence is worth a sentence."""
+LEVEL = 0.05
+ALONE = "There is nothing to mix: the library has one expert, which is a dense adapter already."
+LUCK = (
+    "Do not use a mixture here; use one dense adapter ({}{}): the mixture's lead is no larger than what another training seed "
+    "changes; one adapter is simpler to run."
+)
 
 
-def judge(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Verdict:
-    """The verdict on one mixture arm, compared with each rival in `comparisons`; every arm named there is in `arms`."""
+def judge(
+    arms: Sequence[Arm],
+    comparisons: Sequence[Comparison],
+    slices: Sequence[SliceRow] = (),
+    regret: Regret | None = None,
+    experts: int = 2,
+) -> Verdict:
+    """The verdict on one mixture arm, compared with each rival in `comparisons`; every arm named there is in `arms`.
+
+    A library of one expert is a dense adapter, whatever the figures.
+    """
+    if experts == 1:
+        return Verdict("dense", ALONE)
     measured = {arm.id: arm for arm in arms}
     against = {row.rival: row for row in comparisons}
-    use, headline = _choose(measured, against)
-    sentences = tuple(sentence(against[name]) for name in ARMS if name in against and name != "oracle")
-    remarks = (*_gate(against), *_bound(against), *_cost(measured, against), *_missing(against))
-    return Verdict(use, headline, sentences, remarks)
+    use, chosen, headline = _choose(measured, against)
+    if use == "mixture" and _lucky(measured[chosen], measured[FAIR_RIVAL]):
+        use, chosen, headline = "dense", FAIR_RIVAL, LUCK.format(FAIR_RIVAL, _rank(measured[FAIR_RIVAL]))
+    sentences = tuple(sentence(against[name]) for name in ARMS if name in against and ARMS[name].equal)
+    remarks = (
+        *_seeds(use, measured),
+        *_by_slice(slices),
+        *_regret(regret),
+        *_gate(against),
+        *_bound(against),
+        *_cost(measured, against),
+        *_missing(against),
+    )
+    return Verdict(use, headline, sentences, remarks, _instead(use, measured.get(chosen)))
 
 
-def _choose(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> tuple[str, str]:
+def _choose(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> tuple[str, str, str]:
+    """What to use, the arm that is, and the headline."""
     fair, base = against.get(FAIR_RIVAL), against.get("base")
     if fair is None:
-        return "unknown", f"No verdict: {FAIR_RIVAL}, the dense adapter of the same active rank, was not measured."
+        return "unknown", "", f"No verdict: {FAIR_RIVAL}, the dense adapter of the same active rank, was not measured."
     if base is not None and base.outcome != "better" and arms["base"].perplexity <= arms[FAIR_RIVAL].perplexity:
-        return "base", "Use the base as it is here: neither the mixture nor the dense adapter is shown to improve on it."
+        reason = "neither the mixture nor the dense adapter is shown to improve on it"
+        return "base", "base", f"Do not use a mixture here; use the base as it is: {reason}."
     dense = [row for name, row in against.items() if ARMS[name].group == "dense"]
     level = [row for row in dense if row is fair or _run_ratio(arms, row) >= 1]
     lost = [row for row in level if row.outcome != "better"]
     if lost:
         row = max(lost, key=lambda row: (row.outcome == "worse", row.relative))
-        found = f"the mixture's perplexity is {amount(row)}" if row.outcome == "worse" else "no difference is shown"
+        found = (
+            f"the mixture's perplexity is {amount(row)}" if row.outcome == "worse" else "the mixture is not shown to be better"
+        )
         simpler = "" if row.outcome == "worse" else "; one adapter is simpler to run"
-        return "dense", f"Use the dense adapter here ({row.rival}): {found}, {_price(arms, row)}{simpler}."
+        one = f"use one dense adapter ({row.rival}{_rank(arms[row.rival])})"
+        return "dense", row.rival, f"Do not use a mixture here; {one}: {found}, {_price(arms, row)}{simpler}."
     headline = (
         f"Use the mixture here: its perplexity is {amount(fair)} than that of the dense adapter of the same active rank, "
         f"{_price(arms, fair)}."
@@ -55,7 +81,37 @@ def _choose(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> tuple
     if memory is not None and memory.outcome != "better":
         found = "no difference is shown" if memory.outcome == "open" else f"it is {amount(memory)}"
         headline += f" Against a dense adapter with as many parameters, {found}, {_price(arms, memory)}."
-    return "mixture", headline
+    return "mixture", fair.arm, headline
+
+
+def _rank(arm: Arm) -> str:
+    return "" if arm.rank is None else f", rank {arm.rank}"
+
+
+def _lucky(mixture: Arm, rival: Arm) -> bool:
+    """Whether some seed of the rival does as well as some seed of the mixture."""
+    levels = [(arm.perplexity, *arm.repeats) for arm in (mixture, rival)]
+    return bool(mixture.repeats and rival.repeats) and max(levels[0]) >= min(levels[1])
+
+
+def _seeds(use: str, arms: Mapping[str, Arm]) -> list[str]:
+    """What training again changed, or that nobody looked."""
+    found = [arm for arm in arms.values() if arm.repeats]
+    spread = [f"{arm.id} {', '.join(level(value) for value in (arm.perplexity, *arm.repeats))}" for arm in found]
+    if spread:
+        return [f"Perplexity under {len(found[0].repeats) + 1} training seeds: {'; '.join(spread)}."]
+    return ["One training seed: part of the lead may be luck; `moe-router report --seeds 3` tells."] if use == "mixture" else []
+
+
+def _instead(use: str, arm: Arm | None) -> str:
+    """How to get what the verdict recommends, where that is not the mixture."""
+    if use == "base":
+        return "Keep the base without adapters, or bring more data, or train longer (experts.epochs)."
+    if use != "dense" or arm is None or arm.rank is None:
+        return ""
+    rate = "" if arm.learning_rate is None else f" --learning-rate {arm.learning_rate:g}"
+    settings = f"--k 1 --experts-mode isolated --rank {arm.rank}{rate} --no-search-rates"
+    return f"`moe-router build SOURCE {settings}` trains that adapter; the one measured here is in reports/arms/{arm.id}."
 
 
 def _run_ratio(arms: Mapping[str, Arm], row: Comparison) -> float:
@@ -70,31 +126,50 @@ def _price(arms: Mapping[str, Arm], row: Comparison) -> str:
 
 def sentence(row: Comparison) -> str:
     """One comparison in words, with its interval and p-value."""
-    kept = f", {STANDING[row.rival]}" if row.rival in STANDING else ""
+    rival = ARMS[row.rival]
+    equal = f", {rival.equal}" if rival.equal else ""
     found = f"perplexity {amount(row)}" if row.outcome != "open" else f"no difference shown ({amount(row)})"
-    rival = f"{row.rival} ({ARMS[row.rival].label}{kept})"
-    return f"{row.arm} against {rival}: {found}, 95 % interval {interval(row)}, {p_value(row)}."
+    return f"{row.arm} against {row.rival} ({rival.label}{equal}): {found}, 95 % interval {interval(row)}, {p_value(row)}."
 
 
-def amount(row: Comparison) -> str:
-    """`3.1 % lower` or `0.4 % higher`."""
-    return f"{abs(row.relative) * 100:.1f} % {'lower' if row.relative < 0 else 'higher'}"
+def _by_slice(slices: Sequence[SliceRow]) -> list[str]:
+    """Where the mixture loses and wins against its fair rival; the level is shared out among the slices (Bonferroni)."""
+    rows = [row for row in slices if row.against is not None]
+    shown = [row for row in rows if row.against.p * len(rows) < LEVEL]
+    lost = [f"{row.name} ({amount(row.against)})" for row in shown if row.against.relative > 0]
+    won = [f"{row.name} ({amount(row.against)})" for row in shown if row.against.relative < 0]
+    found = [f"The mixture loses to {FAIR_RIVAL} on {', '.join(lost)}."] if lost else []
+    found += [f"The mixture beats {FAIR_RIVAL} on {', '.join(won)}."] if won else []
+    if rows and not shown:
+        found.append(f"On no single slice a difference to {FAIR_RIVAL} is shown, {len(rows)} slices tested at once.")
+    return found
 
 
-def interval(row: Comparison) -> str:
-    """`-5.0 % to -1.2 %`."""
-    return " to ".join(f"{edge * 100:+.{1 if abs(edge) >= 0.0005 else 3}f} %" for edge in row.ci95)
+def _regret(split: Regret | None) -> list[str]:
+    """Which part is to blame for the distance from the fair rival, or to be thanked."""
+    if split is None:
+        return []
+    if split.total <= 0:
+        who = "The mixture's lead"
+    elif split.experts >= split.gate:
+        who = "The experts, more than the gate, are why the mixture is behind: its distance"
+    else:
+        who = "The gate, more than the experts, is why the mixture is behind: its distance"
+    return [
+        f"{who} of {split.total:+.4f} nats per token to {split.rival} is {split.gate:+.4f} for the gate's choices (against the "
+        f"oracle, {_nats(split.gate_ci95)}) and {split.experts:+.4f} for the experts (oracle against {split.rival}, "
+        f"{_nats(split.experts_ci95)})."
+    ]
 
 
-def p_value(row: Comparison) -> str:
-    """`p = 0.012`, or a bound where it is smaller than three digits show."""
-    return f"p = {row.p:.3f}" if row.p >= 0.0005 else "p < 0.001"
+def _nats(ci95: tuple[float, float]) -> str:
+    return f"95 % interval {ci95[0]:+.4f} to {ci95[1]:+.4f}"
 
 
 def _gate(against: Mapping[str, Comparison]) -> list[str]:
     """What the trained gate adds to the experts it chooses among."""
     simpler = [n for n in against if ARMS[n].group == "choice" and against[n].outcome != "better"]
-    found = [f"The trained gate is not shown to choose better than {name} ({ARMS[name].explanation})." for name in simpler]
+    found = [f"The trained gate is not shown to choose better than {', '.join(simpler)}."] if simpler else []
     if "shuffled_gate" in against and against["shuffled_gate"].outcome != "better":
         found.append("Routes dealt to other queries do as well: here it does not matter which expert answers.")
     if "random_slices" in against and against["random_slices"].outcome != "better":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_router.data.sample.topics import TOPICS
@@ -17,8 +16,10 @@ from moe_router.data.sample.wordings import ANSWERED, ASKED, ASKED_LATER
 
 PHRASINGS = 12
 """Wordings in which a fact is asked for outside the test split."""
-NAMES = (0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2)
-"""Which name of the topic each phrasing uses: half of them the usual one."""
+NAMES = (0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
+"""Which name of the topic each phrasing uses."""
+NEW_NAME = 2
+"""The name that the test's questions use: nobody said it before, as people who ask in new words do."""
 
 PEOPLE = (
     "Ana Reis", "Bruno Costa", "Carla Stone", "David Park", "Elena Cruz", "Frank Mills", "Grace Hill", "Hugo Lane",
@@ -88,14 +89,19 @@ def facts(seed: int = 0) -> tuple[Fact, ...]:
 
 
 def questions(seed: int = 0) -> list[Question]:
-    """Every fact asked in PHRASINGS wordings, and in those kept for the test; no two have the same prompt."""
+    """Every fact asked in PHRASINGS wordings, and in those kept for the test; no two have the same prompt.
+
+    Each fact is always answered in the same words, as from a manual.
+    """
     draw = random.Random(f"questions {seed}")
     made: list[Question] = []
     for fact in facts(seed):
         names = draw.sample([fact.names[i] for i in NAMES], PHRASINGS)
         asked = draw.sample(ASKED[fact.kind], PHRASINGS)
-        made += _ask(fact, asked, names, draw, test=False)
-        made += _ask(fact, ASKED_LATER[fact.kind], draw.sample(fact.names, 3), draw, test=True)
+        answer = _capital(draw.choice(ANSWERED[fact.kind]).format(t=fact.names[0], v=fact.value))
+        made += (Question(fact, _capital(w.format(t=n)), answer, False) for w, n in zip(asked, names, strict=True))
+        later = (w.format(t=fact.names[NEW_NAME]) for w in ASKED_LATER[fact.kind])
+        made += (Question(fact, _capital(prompt), answer, True) for prompt in later)
     return made
 
 
@@ -108,15 +114,6 @@ def key_fact_found(answer: str, key_fact: str) -> bool:
     words = r"\s+".join(re.escape(word) for word in _folded(key_fact).split())
     whole = rf"(?<!\w)(?<!\d[.,:]){words}(?!\w)(?![.,:]\d)"
     return bool(words) and re.search(whole, _folded(answer)) is not None
-
-
-def _ask(fact: Fact, wordings: Sequence[str], names: Sequence[str], draw: random.Random, test: bool) -> list[Question]:
-    """One question per wording, each with the topic's name of the same place."""
-    made = []
-    for wording, name in zip(wordings, names, strict=True):
-        answer = draw.choice(ANSWERED[fact.kind]).format(t=fact.names[0], v=fact.value)
-        made.append(Question(fact, _capital(wording.format(t=name)), _capital(answer), test))
-    return made
 
 
 def _capital(text: str) -> str:

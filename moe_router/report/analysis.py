@@ -1,0 +1,121 @@
+"""What the arms' losses say beyond one number each: by slice, gate against experts, and how the gate routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from moe_router.gate.calibrate import calibration_error
+from moe_router.gate.gate import Decisions
+from moe_router.report.arms import Comparison, ExpertRow, Regret, Routing, SliceRow
+from moe_router.report.perplexity import mean_interval, perplexity
+from moe_router.report.registry import MIXTURE
+
+FAIR_RIVAL = "dense_active"
+BINS = 10
+COVERAGES = 20
+Losses = Mapping[str, np.ndarray]
+"""Nats (records,) of each arm."""
+
+
+def slice_rows(
+    names: Sequence[str], labels: np.ndarray, losses: Losses, tokens: np.ndarray, resamples: int, seed: int
+) -> tuple[SliceRow, ...]:
+    """One row for each slice with test records. *Shape:* labels and tokens (records,)."""
+    rows = []
+    for index, name in enumerate(names):
+        own = labels == index
+        if not own.any():
+            continue
+        part = {arm: nats[own] for arm, nats in losses.items()}
+        against = None
+        if {MIXTURE, FAIR_RIVAL} <= part.keys():
+            against = Comparison.measured((MIXTURE, FAIR_RIVAL), part, tokens[own], resamples, seed)
+        levels = {arm: perplexity(nats, tokens[own]) for arm, nats in part.items()}
+        rows.append(SliceRow(name, int(own.sum()), int(tokens[own].sum()), levels, against))
+    return tuple(rows)
+
+
+def regret(losses: Losses, tokens: np.ndarray, resamples: int, seed: int) -> Regret | None:
+    """The mixture's distance from its fair rival in two parts; None where an arm of it is missing.
+
+    mixture - rival = (mixture - oracle) + (oracle - rival). The oracle picks one expert a record, so a mixture of two may
+    beat it, and the gate's part be negative.
+    """
+    if not {MIXTURE, FAIR_RIVAL, "oracle"} <= losses.keys():
+        return None
+    parts = losses[MIXTURE] - losses["oracle"], losses["oracle"] - losses[FAIR_RIVAL]
+    (gate, experts), (gate_ci, experts_ci) = (
+        [float(part.sum() / tokens.sum()) for part in parts],
+        [mean_interval(part, tokens, resamples, seed) for part in parts],
+    )
+    return Regret(FAIR_RIVAL, gate, gate_ci, experts, experts_ci)
+
+
+def expert_rows(
+    names: Sequence[str], labels: np.ndarray, base: np.ndarray, alone: np.ndarray, tokens: np.ndarray
+) -> tuple[ExpertRow, ...]:
+    """Each expert on its own slice, before and after. *Shape:* base (records,), alone (records, experts)."""
+    rows = []
+    for index, name in enumerate(names):
+        own = labels == index
+        if own.any():
+            before, after = (perplexity(nats[own], tokens[own]) for nats in (base, alone[:, index]))
+            rows.append(ExpertRow(name, int(tokens[own].sum()), before, after))
+    return tuple(rows)
+
+
+def routing(
+    names: Sequence[str],
+    labels: np.ndarray,
+    decided: Decisions,
+    alone: np.ndarray,
+    nats: np.ndarray,
+    tokens: np.ndarray,
+) -> Routing:
+    """How the gate used the experts and how far its confidence can be trusted.
+
+    `decided` has the weights without abstention, and where it would abstain. *Shape:* labels and nats, the mixture's,
+    (records,), alone (records, experts).
+    """
+    weights = decided.weights
+    first, best = weights.argmax(1), alone.argmin(1)
+    share = weights.mean(0) / weights.mean(0).sum()
+    used = share[share > 0]
+    count = len(names)
+    return Routing(
+        experts=tuple(names),
+        weight=_floats(share),
+        first=_floats(np.bincount(first, minlength=count) / len(first)),
+        best=_floats(np.bincount(best, minlength=count) / len(best)),
+        balance=float(np.exp(-(used * np.log(used)).sum()) / count),
+        hits=float((first == best).mean()),
+        calibration_error=calibration_error(decided.confidence, first == best),
+        calibration=_calibration(decided.confidence, first == best),
+        risk=_risk(decided.confidence, nats, tokens),
+        abstained=float(decided.abstained.mean()),
+        perplexity=tuple(_floats(_alone_on(labels == i, alone, tokens)) for i in range(count)),
+    )
+
+
+def _alone_on(own: np.ndarray, alone: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Every expert's perplexity on the records of one slice, NaN-free: 0 where it has none. *Shape:* → (experts,)."""
+    return np.exp(alone[own].sum(0) / tokens[own].sum()) if own.any() else np.zeros(alone.shape[1])
+
+
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float, int], ...]:
+    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = [which == b for b in np.unique(which)]
+    return tuple((float(confidence[own].mean()), float(right[own].mean()), int(own.sum())) for own in bins)
+
+
+def _risk(confidence: np.ndarray, nats: np.ndarray, tokens: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Perplexity on the most confident share of the queries, for COVERAGES shares up to all."""
+    order = np.argsort(-confidence, kind="stable")
+    sizes = sorted({max(1, round(len(order) * (i + 1) / COVERAGES)) for i in range(COVERAGES)})
+    return tuple((size / len(order), perplexity(nats[order[:size]], tokens[order[:size]])) for size in sizes)
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
