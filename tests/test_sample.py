@@ -99,26 +99,41 @@ def test_cleaning_leaves_two_thousand_records_and_names_each_defect(prepared):
 
 def test_every_fact_is_trained_on_and_tested_in_wordings_of_the_test_alone(prepared):
     _, records = prepared
-    tested = {q.prompt.casefold() for q in questions(0) if q.test}
-    typed_well = [r for r in records if r.prompt.casefold() in tested]
-    assert {r.split for r in typed_well} == {"test"}
-    assert len(typed_well) > 0.97 * TEST_RECORDS
+    later = {q.prompt.casefold(): q.split for q in questions(0) if q.split}
+    typed_well = [r for r in records if r.prompt.casefold() in later]
+    assert all(r.split == later[r.prompt.casefold()] for r in typed_well)
+    assert sum(r.split == "test" for r in typed_well) > 0.97 * TEST_RECORDS
     answers = {q.response: q.fact for q in questions(0)}
     for split in ("train", "test"):
         assert {answers[r.response] for r in records if r.split == split} == set(facts(0))
     assert all(key_fact_found(r.response, r.meta["key_fact"]) for r in records if r.split == "test")
 
 
-def test_only_the_tables_say_what_is_for_the_test():
-    test = {q.prompt for q in questions(0) if q.test}
+@pytest.mark.parametrize("seed", SEEDS)
+def test_later_questions_use_a_name_that_training_never_says(seed):
+    made = questions(seed)
+    trained = " ".join(q.prompt.casefold() for q in made if not q.split)
+    later = [q for q in made if q.split]
+    assert {q.split for q in later} == {"test", "tune", "gate"}
+    assert all(q.fact.names[2].casefold() in q.prompt.casefold() for q in later)
+    assert not any(q.fact.names[2].casefold() in trained for q in later)
+
+
+def test_every_fact_has_one_answer():
+    answers = {(q.fact.names, q.fact.kind, q.response) for q in questions(0)}
+    assert len(answers) == len(facts(0))
+
+
+def test_only_the_tables_say_what_is_for_later():
+    later = {q.prompt for q in questions(0) if q.split}
     chat = (COMMITTED / "chat.txt").read_text(encoding="utf-8")
-    assert not any(prompt in chat for prompt in test)
+    assert not any(prompt in chat for prompt in later)
     with (COMMITTED / "tickets.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
-    assert {row["split"] for row in rows} == {"", "test"}
+    assert {row["split"] for row in rows} == {"", "test", "tune", "gate"}
     lines = [json.loads(line) for line in (COMMITTED / "handbook.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {line.get("split") for line in lines} == {None, "test"}
+    assert {line.get("split") for line in lines} == {None, "test", "tune", "gate"}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def marked_turns(text: str, line: int) -> Iterator[Turn]:
         if role == "input" and turns and turns[-1][0] == "user":
             turns[-1] = ("user", "\n".join(filter(None, (turns[-1][1], said))))
         elif role != "end" or said:
-            turns.append(("system" if not role else role, said))
+            turns.append((role or "system", said))
     odd = _STRAY.search(" ".join(said for _, said in turns))
     if odd or {role for role, _ in turns} & {"end", "input"}:
         yield Turn(

@@ -18,6 +18,7 @@ SPEAKERS = {
 """Role of a speaker's name, case and accents aside."""
 ROLES = {**SPEAKERS, "model": "assistant", "developer": "system"}
 """The same for messages; in a log these two are things that a ticket says: `Model: X200`."""
+UNSAID = "text that no speaker says"
 HISTORY = 64
 """Most messages that a record remembers: without a bound, a log of one conversation would cost the square of its length."""
 
@@ -112,4 +113,4 @@ def _unpaired(turn: Turn, conversation: Item) -> Item:
         "assistant": "an answer without a user turn before it",
         "system": "a system turn without a conversation",
     }
-    return item.reject("unpaired_turn", reasons.get(turn.role, "text that no speaker says"))
+    return item.reject("unpaired_turn", reasons.get(turn.role, UNSAID))

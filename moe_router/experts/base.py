@@ -121,9 +121,13 @@ def _files_digest(source: str) -> str:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("config.json"), *folder.glob("tokenizer.json"), *folder.glob("*.safetensors")]):
+    names = ["config.json", "tokenizer.json", "chat_template.jinja", "*.safetensors"]
+    settings = folder / "tokenizer_config.json"
+    if settings.exists() and '"chat_template"' in settings.read_text(encoding="utf-8"):
+        names.append(settings.name)  # older tokenizers keep their chat template there
+    for path in sorted(path for name in names for path in folder.glob(name)):
         digest.update(f"{path.name} {path.stat().st_size} ".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))

@@ -46,7 +46,7 @@ def encode(records: Sequence[Record], base: Base, template_name: str, max_tokens
     A record longer than `max_tokens` (0: the base's context) loses the start of its prompt first, keeping half the
     room for the response, then the end of its response.
     """
-    style = template(template_name)
+    style = template(template_name, base.tokenizer)
     limit = min(max_tokens or base.context, base.context)
     prompts = _tokens([style.prompt(r.messages) for r in records], base)
     responses = _tokens([style.response(r.response) for r in records], base)
@@ -61,7 +61,7 @@ def encode(records: Sequence[Record], base: Base, template_name: str, max_tokens
 
 def encode_prompt(messages: Sequence[Message], base: Base, template_name: str) -> list[int]:
     """A conversation in tokens, ready for the answer to follow."""
-    return [*base.opening, *_tokens([template(template_name).prompt(messages)], base)[0]]
+    return [*base.opening, *_tokens([template(template_name, base.tokenizer).prompt(messages)], base)[0]]
 
 
 def _tokens(texts: list[str], base: Base) -> list[list[int]]:

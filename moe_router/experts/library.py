@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_router.config import BaseConfig
+from moe_router.data.templates import template
 from moe_router.errors import LibraryError, WorkspaceError
 from moe_router.workspace import digest_file, digest_json, read_json, write_json
 
@@ -50,6 +51,8 @@ class Library:
     """Digest of base, slices and settings it was trained with; the train stage skips equal work."""
     cards: Mapping[str, Mapping[str, Any]]
     """expert.json of every expert, the shared one included."""
+    template_digest: str = ""
+    """Of the template's text as the experts saw it; empty in libraries that do not know it."""
 
     @classmethod
     def load(cls, path: str | Path) -> Library:
@@ -71,6 +74,7 @@ class Library:
                 template=index["template"],
                 max_tokens=index["max_tokens"],
                 inputs=index["inputs"],
+                template_digest=index.get("template_digest", ""),
                 cards={name: read_json(path / name / CARD) for name in members},
             )
         except (KeyError, TypeError) as error:
@@ -85,6 +89,7 @@ class Library:
             "base": asdict(self.base),
             "base_digest": self.base_digest,
             "template": self.template,
+            "template_digest": self.template_digest,
             "max_tokens": self.max_tokens,
             "inputs": self.inputs,
             "shared": self.has_shared,
@@ -106,10 +111,16 @@ class Library:
     def open(self, base: Base) -> RoutedModel:
         """The base with this library's adapters attached, in the base's compute type.
 
-        Raises LibraryError when the base is another, or an adapter is damaged, not finite or of the wrong shape.
+        Raises LibraryError when the base or its chat template is another, or an adapter is damaged, not finite or of the
+        wrong shape.
         """
         if base.digest != self.base_digest:
             raise LibraryError(f"{self.path} was trained on another base than {base.id!r}: use base {self.base.model!r}")
+        if self.template_digest and template(self.template, base.tokenizer).digest != self.template_digest:
+            raise LibraryError(
+                f"{self.path} was trained with another text for template {self.template!r} than base {base.id!r} makes now: "
+                "restore the base's chat template, or train again"
+            )
         from moe_router.experts.adapters import RankLayout, RoutedModel
         from moe_router.experts.peft_format import load_factors, load_settings
 

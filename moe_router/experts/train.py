@@ -13,6 +13,7 @@ import numpy as np
 from moe_router.config import Config, ExpertsConfig
 from moe_router.data.records import Record, load_records
 from moe_router.data.slices import Slices
+from moe_router.data.templates import template
 from moe_router.experts.adapters import SHARED
 from moe_router.experts.base import Base, base_digest, load_base
 from moe_router.experts.encode import encode
@@ -185,6 +186,7 @@ def _save_library(path: Path, plan: Plan, trainer: Trainer, searched: dict[float
         base=plan.config.base,
         base_digest=base.digest,
         template=plan.config.data.template,
+        template_digest=template(plan.config.data.template, base.tokenizer).digest,
         max_tokens=plan.config.experts.max_tokens,
         inputs=plan.inputs,
         cards=cards,

@@ -115,7 +115,7 @@ class Router:
     ) -> None:
         """Without a selector, every call must bring its routes. `cut` drops the start of a prompt that is too long."""
         self.library, self.engine, self.selector, self.generation, self.cut = library, engine, selector, generation, cut
-        self._template = template(library.template)
+        self._template = template(library.template, engine.base.tokenizer)
 
     @classmethod
     def load(

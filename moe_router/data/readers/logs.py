@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from moe_router.data.markers import ROLE, interaction, marked, marked_turns, parts
 from moe_router.data.readers.source import Source
-from moe_router.data.turns import SPEAKERS, Item, Turn, fold, pair_turns
+from moe_router.data.turns import SPEAKERS, UNSAID, Item, Turn, fold, pair_turns
 from moe_router.errors import ConfigError, InputError
 
 SAMPLE = 2000
@@ -25,10 +25,11 @@ _DATE = r"\d{1,4}[/.-]\d{1,2}[/.-]\d{1,4}"
 _STAMP = rf"(?:[\[(]\s*(?:{_DATE}[\sT,]*)?(?:{_CLOCK})?\s*[\])]|(?:{_DATE}[\sT,]*)?{_CLOCK}|{_DATE})\s*[-–|]?\s*"
 _NAME = r"[^\W\d_][^:：\[\]<>\n#]{0,39}?"
 _TURN = re.compile(
-    rf"\s*(?P<stamp>{_STAMP})?(?:(?P<hash>#{{3}})\s*|\*\*)?(?P<name>{_NAME})\s*(?:{_STAMP})?(?:\*\*)?[:：](?:\*\*)?\s?(?P<text>.*)",
-    re.I,
+    rf"\s*(?P<stamp>{_STAMP})?(?:(?P<hash>#{{3}})\s*|\*\*)?(?P<name>{_NAME})"
+    rf"\s*(?:{_STAMP})?(?:\*\*)?[:：](?:\*\*)?\s?(?P<text>.*)",
+    re.IGNORECASE,
 )
-_STAMPED = re.compile(rf"\s*(?:[\[(]?(?:{_DATE}[\sT,]*)?{_CLOCK}[\])]?)\s*[-–|]?\s", re.I)
+_STAMPED = re.compile(rf"\s*(?:[\[(]?(?:{_DATE}[\sT,]*)?{_CLOCK}[\])]?)\s*[-–|]?\s", re.IGNORECASE)
 _UNSEEN = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202c\ufeff"))  # marks of direction that messengers put in
 
 
@@ -41,21 +42,20 @@ def read_log(source: Source) -> Iterator[Item]:
         marked = [line for _, line in sample if "###" in line and {"end"} & {role for role, _ in parts(line)}]
         if marked:
             whole = sum(line.lstrip().startswith("#") for line in marked) >= 0.5 * len(marked)
-            turns = interactions(both, by_line=whole)
+            said = interactions(both, by_line=whole)
         else:
             speakers = Speakers.learn(sample, source.settings.speakers)
-            source.say(speakers.note) if speakers.note else None
-            turns = chat_log(both, speakers)
+            source.say(speakers.note)
+            said = chat_log(both, speakers)
         spoken = False
-        for start, conversation in itertools.groupby(turns, key=lambda pair: pair[0]):
-            for item in pair_turns(
-                (turn for _, turn in conversation), Item(source.name, start, conversation=f"{source.name}:{start}")
-            ):
-                spoken = spoken or item.rule != "unpaired_turn" or item.reason != "text that no speaker says"
+        for start, turns in itertools.groupby(said, key=lambda pair: pair[0]):
+            whole = Item(source.name, start, conversation=f"{source.name}:{start}")
+            for item in pair_turns((turn for _, turn in turns), whole):
+                spoken = spoken or item.reason != UNSAID
                 yield item
         if not spoken and text.lines:
             raise InputError(
-                f"{source.name} has no turns: begin each with `User:` or `Assistant:`, or name who speaks with --speakers"
+                f"{source.name} has no turns: begin each with `User:` or `Assistant:`, or say who speaks (--speakers)"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,10 +20,9 @@ TRAIL = " › "
 
 _LEVELS = {f"h{level}": level for level in range(1, 7)}
 _UNREAD = frozenset(("script", "style", "noscript", "template", "nav", "head", "iframe", "svg", "button", "select", "form"))
-_BLOCKS = frozenset(
-    ("address", "article", "aside", "blockquote", "body", "caption", "dd", "details", "div", "dl", "dt", "figcaption", "figure")
-    + ("footer", "header", "hr", "html", "li", "main", "ol", "p", "pre", "section", "summary", "table", "td", "th", "tr", "ul")
-)
+_INLINE = frozenset(("a", "abbr", "b", "bdi", "bdo", "cite", "code", "dfn", "em", "font", "i", "ins", "kbd", "label", "mark"))
+_INLINE |= {"q", "s", "samp", "small", "span", "strong", "sub", "sup", "time", "u", "var"}
+_CELLS = frozenset(("td", "th"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def markdown_sections(text: str, title: str) -> Iterator[Section]:
         lines[: end + 1] = [""] * (end + 1)
     tokens = MarkdownIt("commonmark").parse("\n".join(lines))
     heading = Heading(0, title, 1)
-    for token, content in zip(tokens, tokens[1:], strict=False):
+    for token, content in itertools.pairwise(tokens):
         if token.type == "heading_open" and token.level == 0 and token.map:
             yield Section(heading, "\n".join(lines[start : token.map[0]]).strip())
             heading = Heading(int(token.tag[1:]), _inline(content), token.map[0] + 1)
@@ -127,7 +127,7 @@ def html_sections(text: str, title: str) -> Iterator[Section]:
             elif node.name == "br":
                 words.add("\n", None)
         elif type(node) in (NavigableString, CData) and not _inside(node, _UNREAD | _LEVELS.keys()):
-            words.add(str(node), next((parent for parent in node.parents if parent.name in _BLOCKS), soup))
+            words.add(str(node), next((parent for parent in node.parents if parent.name not in _INLINE), soup))
     yield Section(heading, words.text())
 
 

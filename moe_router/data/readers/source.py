@@ -125,8 +125,8 @@ class Source:
                 self.say(f"{made.foreign:,} characters are not UTF-8 (first in line {made.first}), read as Windows-1252")
 
     def say(self, note: str) -> None:
-        """Tell the user something about this source, once."""
-        if note not in self.said:
+        """Tell the user something about this source, once; nothing where `note` is empty."""
+        if note and note not in self.said:
             self.said.append(note)
 
 

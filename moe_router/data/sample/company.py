@@ -15,11 +15,11 @@ from moe_router.data.sample.topics import TOPICS
 from moe_router.data.sample.wordings import ANSWERED, ASKED, ASKED_LATER
 
 PHRASINGS = 12
-"""Wordings in which a fact is asked for outside the test split."""
+"""Wordings in which a fact is asked for in training."""
 NAMES = (0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1)
 """Which name of the topic each phrasing uses."""
 NEW_NAME = 2
-"""The name that the test's questions use: nobody said it before, as people who ask in new words do."""
+"""The name that later questions use: no training record has it, as with people who ask in their own words."""
 
 PEOPLE = (
     "Ana Reis", "Bruno Costa", "Carla Stone", "David Park", "Elena Cruz", "Frank Mills", "Grace Hill", "Hugo Lane",
@@ -67,8 +67,8 @@ class Question:
     fact: Fact
     prompt: str
     response: str
-    test: bool
-    """Whether the wording is kept for the test split."""
+    split: str = ""
+    """`test`, `tune` or `gate` for a later question in wordings and with a name that training never sees, else empty."""
 
 
 def company_name(seed: int = 0) -> str:
@@ -89,7 +89,7 @@ def facts(seed: int = 0) -> tuple[Fact, ...]:
 
 
 def questions(seed: int = 0) -> list[Question]:
-    """Every fact asked in PHRASINGS wordings, and in those kept for the test; no two have the same prompt.
+    """Every fact asked in PHRASINGS wordings, and in those kept for later; no two have the same prompt.
 
     Each fact is always answered in the same words, as from a manual.
     """
@@ -99,9 +99,10 @@ def questions(seed: int = 0) -> list[Question]:
         names = draw.sample([fact.names[i] for i in NAMES], PHRASINGS)
         asked = draw.sample(ASKED[fact.kind], PHRASINGS)
         answer = _capital(draw.choice(ANSWERED[fact.kind]).format(t=fact.names[0], v=fact.value))
-        made += (Question(fact, _capital(w.format(t=n)), answer, False) for w, n in zip(asked, names, strict=True))
-        later = (w.format(t=fact.names[NEW_NAME]) for w in ASKED_LATER[fact.kind])
-        made += (Question(fact, _capital(prompt), answer, True) for prompt in later)
+        made += (Question(fact, _capital(w.format(t=n)), answer) for w, n in zip(asked, names, strict=True))
+        later = (_capital(w.format(t=fact.names[NEW_NAME])) for w in ASKED_LATER[fact.kind])
+        splits = ("test", "test", draw.choice(("tune", "gate")))
+        made += (Question(fact, prompt, answer, split) for prompt, split in zip(later, splits, strict=True))
     return made
 
 

@@ -26,15 +26,17 @@ COLUMNS = ("ticket", "created", "department", "question", "answer", "key_fact", 
 def write_sample(folder: Path, seed: int = 0) -> list[Path]:
     """Write chat.txt, tickets.csv, handbook.jsonl and a README into `folder`; returns the three exports.
 
-    Test wordings come only in the two exports that can say so in a `split` column.
+    Later questions come only in the two exports that can say so in a `split` column.
     """
     draw = random.Random(f"exports {seed}")
     every = questions(seed)
-    train = draw.sample([q for q in every if not q.test], sum(not q.test for q in every))
-    test = _test_questions(every, draw)
+    train = [q for q in every if not q.split]
+    draw.shuffle(train)
+    later = [*_test_questions(every, draw), *(q for q in every if q.split in ("tune", "gate"))]
+    draw.shuffle(later)
     third = len(train) // 3
-    tickets = [*train[third : 2 * third], *test[::2]]
-    handbook = [*train[2 * third :], *test[1::2]]
+    tickets = [*train[third : 2 * third], *later[::2]]
+    handbook = [*train[2 * third :], *later[1::2]]
     draw.shuffle(tickets)
     draw.shuffle(handbook)
     texts = {
@@ -50,7 +52,7 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
 
 def _test_questions(every: Sequence[Question], draw: random.Random) -> list[Question]:
     """TEST_RECORDS test wordings, at least one of every fact, in random order."""
-    shuffled = [q for q in every if q.test]
+    shuffled = [q for q in every if q.split == "test"]
     draw.shuffle(shuffled)
     first = {id(q.fact): q for q in shuffled}
     chosen = {id(q) for q in first.values()}
@@ -93,8 +95,8 @@ def _tickets(asked: Sequence[Question], draw: random.Random) -> str:
     """A ticket export. Now and then a ticket comes twice, or was closed without an answer."""
     rows: list[list[Any]] = []
     for question in asked:
-        fact, split = question.fact, "test" if question.test else ""
-        row = [_day(draw), fact.department, _worn(question.prompt, draw), question.response, fact.value, split]
+        fact = question.fact
+        row = [_day(draw), fact.department, _worn(question.prompt, draw), question.response, fact.value, question.split]
         rows.append(row)
         if _defect(draw):
             rows.append(row)
@@ -116,7 +118,7 @@ def _handbook(asked: Sequence[Question], draw: random.Random) -> str:
             "response": question.response,
             "department": question.fact.department,
             "key_fact": question.fact.value,
-            **({"split": "test"} if question.test else {}),
+            **({"split": question.split} if question.split else {}),
         }
         lines += [json.dumps(row)] * (2 if _defect(draw) else 1)
         if _defect(draw):
@@ -147,5 +149,5 @@ def _readme(seed: int) -> str:
         f"A fictional retailer's exports, written by `moe_router.data.sample.write_sample` (seed {seed}; `moe-router demo "
         "--seed` makes another), under this project's licence.\n"
         "A chat log, a ticket table and handbook questions, with duplicates, gaps and typing errors as real exports have.\n"
-        "`key_fact` is what a right answer must contain; `split` marks the wordings that are kept for the test.\n"
+        "`key_fact` is what a right answer must contain; `split` marks the questions asked later, in new words.\n"
     )

@@ -90,7 +90,7 @@ ASKED_LATER: dict[str, tuple[str, str, str]] = {
         "What software is there for {t}?",
     ),
 }
-"""Wordings kept for the test split alone."""
+"""Wordings kept for later: the first two for the test split alone, the third for tune and gate."""
 
 ANSWERED: dict[str, tuple[str, str]] = {
     "days": ("The limit for {t} is {v}.", "For {t} you have {v}."),
