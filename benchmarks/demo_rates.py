@@ -23,9 +23,9 @@ from moe_router.experts.scoring import score_examples
 from moe_router.experts.train import Plan, Split, make_trainer
 from moe_router.workspace import Workspace
 
-ROUTED = (5e-4, 1e-3, 2e-3, 4e-3)
-SHARED = (2e-3, 4e-3)
-DENSE = (1e-3, 2e-3, 4e-3, 8e-3)
+ROUTED = (1e-4, 3e-4, 1e-3)
+SHARED = (4e-3,)
+DENSE = (2e-3, 4e-3, 8e-3)
 
 
 def tune_perplexity(base: Base, plan: Plan) -> float:

@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import no_grad
+import torch
 
-from moe_router.config import BaseConfig, Config, GenerationConfig
+from moe_router.config import BaseConfig, Config
 from moe_router.data.prepare import prepare
 from moe_router.data.records import Record, load_records
 from moe_router.experts.adapters import RoutedModel
@@ -72,17 +72,12 @@ def adapt(base: Base, parts: dict[str, Split], config: Config, rates: list[float
 
 def generation(base: Base, tokens: int = 96) -> tuple[float, float]:
     """Tokens and bytes a second of one greedy answer by the base alone."""
-    import torch
-
-    config = GenerationConfig(max_new_tokens=tokens)
     prompt = torch.tensor([base.tokenizer("User: How do I return a product?\nAssistant:")["input_ids"]])
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
     rates = []
     for _ in range(3):
         began = time.perf_counter()
-        with no_grad():
-            out = base.model.generate(
-                prompt, max_new_tokens=config.max_new_tokens, min_new_tokens=config.max_new_tokens, do_sample=False, pad_token_id=1
-            )
+        out = base.model.generate(prompt, **length, do_sample=False, pad_token_id=1)
         text = base.tokenizer.decode(out[0, prompt.shape[1] :])
         rates.append((tokens / (time.perf_counter() - began), len(text.encode()) / (time.perf_counter() - began)))
     return max(rates)
@@ -114,7 +109,8 @@ def main() -> None:
             if given.unquantised:
                 plain = load_base(replace(config.base, model=model, quantization="none"))
                 other, _ = adapt(plain, parts, config, [found["rate"]])
-                print(f"{name} {source.stem}: unquantised {other['test']:.4f}, NF4 {found['test'] / other['test'] - 1:+.2%}", flush=True)
+                lost = found["test"] / other["test"] - 1
+                print(f"{name} {source.stem}: unquantised {other['test']:.4f}, NF4 {lost:+.2%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class DataConfig:
     speakers: str = ""
     """Who is who in chat logs, where the names are not the usual ones: `Ana=user,Rui=assistant`."""
     template: str = "plain"
-    """How a conversation becomes text for the base: `plain`, `chat` (the base's own), `stablebeluga`, `llama2`, `falcon`, …"""
+    """A conversation's text: `plain`, `chat` (the base's own), `stablebeluga`, `llama2`, `falcon`, `guanaco` or `alpaca`."""
     max_chars: int = 20_000
     """Longest prompt and response together, in characters; longer records are rejected."""
     pii: str = "redact"

@@ -1,5 +1,7 @@
 """Chat logs: who speaks, where conversations end, and lines that hold too much."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +88,24 @@ def test_messengers_logs_name_people(tmp_path):
     assert "guessed who speaks (Conceição=user, João (Loja)=assistant)" in source.note
 
 
+def test_several_customers_of_one_shop(tmp_path):
+    log = "[10:30] Ana: a\n[10:31] Loja: b\n[10:32] Rui: c\n[10:33] Loja: d\n"
+    assert pairs(read(write(tmp_path / "chat.txt", log))) == [("a", "b"), ("c", "d")]
+
+
+def test_a_heading_in_an_answer_is_no_comment(tmp_path):
+    log = "# ticket 1\nUser: a\nAssistant: b\n# Steps\n\n1. c\n# ticket 2\nUser: d\nAssistant: e\n# end\n"
+    source = read(write(tmp_path / "chat.txt", log))
+    assert pairs(source) == [("a", "b\n# Steps\n\n1. c"), ("d", "e")]
+    assert source.items[1].history == ()
+
+
+def test_an_instruction_with_input(tmp_path):
+    log = "### Instruction:\nSoma\n\n### Input:\n1 2\n\n### Response:\n3\n"
+    ((prompt, response),) = pairs(read(write(tmp_path / "a.txt", log)))
+    assert (prompt.split(), response) == (["Soma", "1", "2"], "3")
+
+
 def test_the_user_says_who_speaks(tmp_path):
     path = write(tmp_path / "chat.txt", "Ana: a\nRui: b\n\nAna: c\nRui: d\n")
     assert pairs(read(path)) == [("a", "b"), ("c", "d")]
@@ -144,9 +164,12 @@ def test_comments_may_span_lines(tmp_path):
 
 
 def test_several_interactions_in_one_line_are_rejected(tmp_path):
-    log = "User: a\nAssistant: b\n\nUser: c Assistant: d User: e Assistant: f\n\nUser: g Assistant: h\nUser: Is User: a name?\nAssistant: i\n"
+    log = (
+        "User: a\nAssistant: b\n\nUser: c Assistant: d User: e Assistant: f\n\nUser: g Assistant: h\n"
+        "User: Is User: a name?\nAssistant: i\n"
+    )
     source = read(write(tmp_path / "chat.txt", log))
-    assert pairs(source) == [("a", "b"), ("c", "d")[:0] or ("g", "h"), ("Is User: a name?", "i")]
+    assert pairs(source) == [("a", "b"), ("g", "h"), ("Is User: a name?", "i")]
     assert refused(source) == [("run_together", 4)]
 
 
@@ -168,10 +191,9 @@ def test_a_turn_without_end_is_cut_and_rejected(tmp_path, monkeypatch):
 
 
 LINES = st.one_of(
-    st.sampled_from(["", " ", "# c", "User:", "Assistant: b", "Agent:", "Usuário: ç", "[1] Cliente: x", "System: s", "Ana: a"]),
-    st.sampled_from(
-        ["### User: a", "### Assistant:", "### Comment: a ### REPLY: b ### END.", "### END.", "## REPLY:", "10:30 x"]
-    ),
+    st.sampled_from(["", " ", "# c", "User:", "Assistant: b", "Agent:", "Usuário: ç", "[1] Cliente: x", "System: s"]),
+    st.sampled_from(["Ana: a", "10:30 x", "10:31 Rui: b", "User: a Assistant: b"]),
+    st.sampled_from(["### User: a", "### Assistant:", "### Comment: a ### REPLY: b ### END.", "### END.", "## REPLY:"]),
     st.text(max_size=12),
 )
 
@@ -186,3 +208,61 @@ def test_no_line_of_a_log_is_lost(tmp_path_factory, lines):
     assert not items or all(
         f"a{n}z" in words for n, line in enumerate(lines) if line.strip() and not line.strip().startswith("#")
     )
+
+
+def injected(forms, seed=0, each=40):
+    """Lines with defects among `each` times as many good ones; the rule of each bad line."""
+    rng = random.Random(seed)
+    words = ["a", "minha", "encomenda", "não", "chegou", "café", "às", "três", "REPLY", "comment", "user:", "#12", "amanhã"]
+    lines, rules = [], {}
+    for number in range(each * len(forms)):
+        for rule, form in [("", forms[""]), ("", forms[""]), rng.choice([*forms.items()])]:
+            said = [" ".join(rng.choices(words, k=rng.randint(3, 12))) for _ in range(4)]
+            lines.append(form.format(*said, n=number))
+            if rule:
+                rules[len(lines)] = rule.partition("/")[0]
+    return lines, rules
+
+
+FORMS = {
+    "comments": {
+        "": "### Comment: {0} ### REPLY: {1} ### END.",
+        "run_together/1": "### Comment: {0} ### REPLY: {1} ### END. ### Comment: {2} ### REPLY: {3} ### END.",
+        "run_together/2": "### Comment: {0} ### REPLY: {1} ### Comment: {2} ### REPLY: {3} ### END.",
+        "unpaired_turn/1": "### Comment: {0} ### END.",
+        "unpaired_turn/2": "### REPLY: {0} ### END.",
+        "broken_markers/1": "### Comment: {0} ## REPLY: {1} ### END.",
+        "broken_markers/2": "### Comment: {0} ### REPLY {1} ### END.",
+        "broken_markers/3": "### Comment: {0} ### REPLY: {1}",
+        "broken_markers/4": "## Comment: {0} ### REPLY: {1} ### END.",
+        "broken_markers/5": "### Comment: {0} ### RELPY: {1} ### END.",
+        "broken_markers/6": "### Comment: {0} REPLY: {1} ### END.",
+        "broken_markers/7": "### Comment: {0} ### REPLY: {1} ### EN",
+        "broken_markers/8": "Comment: {0} ### REPLY: {1} ### END.",
+    },
+    "guanaco": {
+        "": "### Human: {0}### Assistant: {1}",
+        "broken_markers/1": "### Human: {0}## Assistant: {1}### Human: {2}### Assistant: {3}",
+        "broken_markers/2": "### Human: {0}### Assistant {1}### Human: {2}### Assistant: {3}",
+    },
+    "plain": {
+        "": "User: {0} Assistant: {1}",
+        "run_together/1": "User: {0} Assistant: {1} User: {2} Assistant: {3}",
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_injected_defects_are_found_where_they_are(tmp_path, name):
+    lines, rules = injected(FORMS[name])
+    source = read(write(tmp_path / "messy.txt", "\n".join(lines)))
+    found = {item.line: item.rule for item in source.items if item.rule}
+    right = sum(rules.get(line) == rule for line, rule in found.items())
+    assert right >= 0.98 * len(rules) > 20
+    assert right >= 0.98 * len(found)
+    assert len(pairs(source)) + len(found) == len(lines)
+
+
+def test_a_marker_that_is_no_speaker_inside_a_line(tmp_path):
+    log = "### Instruction: a. Instruction: b\n### Response: c\n"
+    assert pairs(read(write(tmp_path / "a.txt", log))) == [("a. Instruction: b", "c")]

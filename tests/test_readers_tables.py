@@ -94,7 +94,7 @@ def test_json_array_items_know_their_line(tmp_path):
     assert refused(source) == [("malformed", 5)]
 
 
-@pytest.mark.parametrize("text", ['"text"', '[{"prompt": "p"', '{"prompt": "p"} 3', "[] 4", '[{"prompt": "p"} 3]', "nothing"])
+@pytest.mark.parametrize("text", ['[{"prompt": "p"', '{"prompt": "p"} 3', "[] 4", '[{"prompt": "p"} 3]', "nothing"])
 def test_other_json_is_an_error(tmp_path, text):
     with pytest.raises(InputError, match=r"a\.json is not a JSON array"):
         read(write(tmp_path / "a.json", text))
@@ -243,3 +243,9 @@ def test_as_many_items_as_rows(tmp_path_factory, rows):
         write(folder / "f.jsonl", "\n".join(map(json.dumps, made))),
     ]
     assert [len(accounted(path)) for path in files] == [len(rows)] * 3
+
+
+def test_rows_of_one_line_are_conversations_of_their_own(tmp_path):
+    first, second = read(write(tmp_path / "a.json", json.dumps([{"prompt": "p", "response": "r"}] * 2))).items
+    assert first.line == second.line == 1
+    assert first.conversation != second.conversation

@@ -79,8 +79,9 @@ def _build(session: Session, sources: tuple[Path, ...]) -> None:
 def _prepare(session: Session, sources: tuple[Path, ...]) -> None:
     """Read, clean and split raw exports.
 
-    Each SOURCE is a .txt file with User:/Assistant: turns, a .jsonl, a .csv or a .parquet. Records that cannot be used go
-    to data/rejected.jsonl with the reason; the others are split into train, gate, tune and test.
+    Each SOURCE is a chat log (.txt), a table (.csv, .tsv, .json, .jsonl, .parquet), a handbook (.md, .html), any of these in
+    .gz or .zip, a folder of them, or a Hugging Face dataset (hf:owner/name). Records that cannot be used go to
+    data/rejected.jsonl with the reason; the others are split into train, gate, tune and test.
     """
     from moe_router.data.prepare import prepare as run_prepare
 

@@ -101,16 +101,17 @@ def _pick(named: str, columns: list[str], known: Mapping[str, str], usual: tuple
     return next((known[name] for name in usual if name in known), "")
 
 
-def row_items(row: Mapping[str, Any], fields: Fields, file: str, line: int, split: str = "") -> Iterator[Item]:
+def row_items(row: Mapping[str, Any], fields: Fields, file: str, line: int, number: int, split: str = "") -> Iterator[Item]:
     """The items of one row: one for a prompt and response, one for each pair of a conversation.
 
-    `split` is what the file declares; a field of the row goes before it.
+    `number` counts the rows, of which several may stand in a line; `split` is what the file declares, which a field of the
+    row goes before.
     """
     used = {fields.prompt, fields.response, fields.messages, fields.context, fields.system, fields.text}
     meta = {key: _scalar(value) for key, value in row.items() if key and key not in used and _is_scalar(value)}
     split = next((DECLARED[fold(meta.pop(key).strip())] for key in list(meta) if _declares(key, meta[key])), split)
     own = next((f"{name}={meta[key]}" for name in CONVERSATION_NAMES for key in meta if fold(key) == name and meta[key]), "")
-    item = Item(file, line, split=split, conversation=own or f"{file}:{line}", meta=meta)
+    item = Item(file, line, split=split, conversation=own or f"{file}#{number}", meta=meta)
     try:
         made = list(_row(row, fields, item))
     except ValueError as error:

@@ -20,11 +20,11 @@ HEADINGS = frozenset(
 )
 """Names that are headings of ordinary texts too: `### Response:` stands in every API's manual."""
 
-_MARK = re.compile(r"#{3}[^\S\n]*([^\W\d_]+)[^\S\n]*[:：.]")
-_END = re.compile(r"#{3}[^\S\n]*(END|FIM)[^\S\n]*[.:]?[^\S\n]*(?=\n|$)", re.IGNORECASE)
-_STRAY = re.compile(
-    r"#+[^\S\n]*(comment|comentário|reply|end|fim|human|user|usuário|assistant|assistente)\b(?!\s*\w)", re.IGNORECASE
-)
+_MARK = re.compile(r"#{3}[^\S\n]{0,3}([^\W\d_]{1,20})[^\S\n]{0,3}[:：.]")
+_END = re.compile(r"#{3}[^\S\n]{0,3}(END|FIM)[^\S\n]{0,3}[.:]?[^\S\n]{0,3}(?=\n|$)", re.IGNORECASE)
+_NAMES = r"[^\S\n]{0,3}(?:comment|reply|end|human|user|usuário|assistant|assistente)\b"
+_STRAY = re.compile(rf"(?<=[^\n#])#{{1,6}}{_NAMES}|#{{1,6}}{_NAMES}(?!\s*\w)", re.IGNORECASE)
+"""A marker without its colon; at the start of a line, and with more words behind it, it is a heading."""
 _TOKENS = re.compile(r"<\|im_(?:start|end)\|>|\[/?INST\]|<</?SYS>>")
 _SPOKEN = re.compile(r"(?:^|[\s.?!])(User|Human|Customer|Usuário|Cliente|Assistant|Agent|Assistente|Atendente):\s")
 _ANSWERS = frozenset(("Assistant", "Agent", "Assistente", "Atendente"))
@@ -63,11 +63,10 @@ def marked_turns(text: str, line: int) -> Iterator[Turn]:
             turns[-1] = ("user", "\n".join(filter(None, (turns[-1][1], said))))
         elif role != "end" or said:
             turns.append((role or "system", said))
-    odd = _STRAY.search(" ".join(said for _, said in turns))
+    odd = _STRAY.search("\n".join(said for _, said in turns))
     if odd or {role for role, _ in turns} & {"end", "input"}:
-        yield Turn(
-            "", text, line, "broken_markers", f"{odd[0]!r} is no marker" if odd else "text behind a marker without a role"
-        )
+        reason = f"{odd[0]!r} is no marker" if odd else "text behind a marker that is nobody's turn"
+        yield Turn("", text, line, "broken_markers", reason)
     else:
         yield from (Turn(role, said, line) for role, said in turns)
 

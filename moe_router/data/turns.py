@@ -67,15 +67,15 @@ def fold(text: str) -> str:
 def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
     """Items of one conversation: each user turn with the answer right after it, earlier pairs as history.
 
-    A turn without its counterpart becomes an item rejected as `unpaired_turn`, and so do system turns of a conversation
-    in which nobody else speaks: every turn is accounted for. `conversation` carries what its items have in common.
+    A turn without its counterpart becomes an item rejected as `unpaired_turn`, and so does a system turn after which no
+    pair comes: every turn is accounted for. `conversation` carries what its items have in common.
     """
     history: list[Message] = []
     question: Turn | None = None
-    turn, alone = None, True
+    unheard: list[Turn] = []
     for turn in turns:
-        alone = alone and turn.role == "system"
         if turn.role == "system":
+            unheard.append(turn)
             history.append(Message("system", turn.text))
         elif turn.role == "assistant" and question is not None:
             pair = replace(conversation, line=question.line, prompt=question.text, response=turn.text)
@@ -84,6 +84,7 @@ def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
                 history += [Message("user", question.text), Message("assistant", turn.text)]
                 _forget(history)
             question = None
+            unheard.clear()
         elif not turn.role and not turn.rule:
             yield _unpaired(turn, conversation)
         else:
@@ -94,7 +95,7 @@ def pair_turns(turns: Iterable[Turn], conversation: Item) -> Iterator[Item]:
                 yield _unpaired(turn, conversation)
     if question is not None:
         yield _unpaired(question, conversation)
-    if turn is not None and alone:
+    for turn in unheard:
         yield _unpaired(turn, conversation)
 
 

@@ -129,10 +129,66 @@ FOLLOW_UPS = (
     ("can I do it by phone?", ("Yes, call us on {{Support Phone Number}}.", "Unfortunately, this is only possible online.")),
 )  # fmt: skip
 
-FIRST = tuple("Ada Bruno Carla Diego Elena Felix Gloria Hugo Irene Jonas Karin Lucas Maria Nadia Olga Paulo Rita Samuel Teresa Victor".split())
-LAST = tuple("Almeida Becker Castro Duarte Ellis Ferreira Grant Hansen Ivanov Jensen Klein Lopes Marsh Nunes Ortega Pereira Quinn Rocha".split())
-PLACES = tuple("Lisbon Porto Berlin Madrid Leeds Oslo Milan Dublin Boston Denver Recife Geneva Vienna Prague Austin".split())
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday".split())
+FIRST = (
+    "Ada",
+    "Bruno",
+    "Carla",
+    "Diego",
+    "Elena",
+    "Felix",
+    "Gloria",
+    "Hugo",
+    "Irene",
+    "Jonas",
+    "Karin",
+    "Lucas",
+    "Maria",
+    "Nadia",
+    "Olga",
+    "Paulo",
+    "Rita",
+    "Samuel",
+    "Teresa",
+    "Victor",
+)
+LAST = (
+    "Almeida",
+    "Becker",
+    "Castro",
+    "Duarte",
+    "Ellis",
+    "Ferreira",
+    "Grant",
+    "Hansen",
+    "Ivanov",
+    "Jensen",
+    "Klein",
+    "Lopes",
+    "Marsh",
+    "Nunes",
+    "Ortega",
+    "Pereira",
+    "Quinn",
+    "Rocha",
+)
+PLACES = (
+    "Lisbon",
+    "Porto",
+    "Berlin",
+    "Madrid",
+    "Leeds",
+    "Oslo",
+    "Milan",
+    "Dublin",
+    "Boston",
+    "Denver",
+    "Recife",
+    "Geneva",
+    "Vienna",
+    "Prague",
+    "Austin",
+)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
 SUBJECTS = (
     "the travel desk", "parking", "the canteen", "the main store", "guest access", "the archive", "repairs", "the training room", "car rental",
     "the newsletter", "the first-aid course", "the loading dock", "annual reviews", "the call centre", "data backups", "the spare keys",
@@ -193,7 +249,12 @@ def _answer(goal: str, steps: tuple[str, ...], draw: random.Random) -> str:
     closing = " ".join(draw.sample(CLOSINGS, draw.choice((0, 1, 1, 2))))
     style = draw.random()
     if style < 0.55:
-        body = _say(draw.choice(LEADS), goal, draw) + "\n\n" + "\n".join(f"{i}. {step}." for i, step in enumerate(chosen, 1)) + "\n\n"
+        body = (
+            _say(draw.choice(LEADS), goal, draw)
+            + "\n\n"
+            + "\n".join(f"{i}. {step}." for i, step in enumerate(chosen, 1))
+            + "\n\n"
+        )
     elif style < 0.7:
         body = _say(draw.choice(LEADS), goal, draw) + "\n\n" + "\n".join(f"- {step}" for step in chosen) + "\n\n"
     else:

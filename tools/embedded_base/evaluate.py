@@ -52,7 +52,9 @@ def bits_per_byte(base: Base, texts: list[str], rows: int = 16) -> float:
         tokens = torch.tensor([row + [base.eos] * (longest - len(row)) for row in batch])
         labels = torch.tensor([row[1:] + [-100] * (longest - len(row)) for row in batch])
         logits = base.model(input_ids=tokens[:, :-1].to(base.device), use_cache=False).logits.float()
-        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(base.device).flatten(), reduction="sum").item()
+        nats += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.to(base.device).flatten(), reduction="sum"
+        ).item()
     return nats / math.log(2) / sum(len(text.encode()) for text in texts)
 
 
@@ -68,9 +70,12 @@ def main(arguments: list[str] | None = None) -> None:
     texts = {name: list(pieces(read_documents(options.text / f"{name}.heldout.txt"), options.bytes)) for name in sources}
     bases = [load_base(BaseConfig(model=model, quantization=options.quantization)) for model in options.models]
     print(" ".join(["source".ljust(16), *(Path(model).name[:16].rjust(16) for model in options.models)]))
-    for name, found in [*texts.items(), ("all modern text", sum(texts.values(), []))]:
+    for name, found in [*texts.items(), ("all modern text", [text for own in texts.values() for text in own])]:
         figures = [bits_per_byte(base, found) for base in bases]
-        print(" ".join([name.ljust(16), *(f"{figure:16.4f}" for figure in figures), f"{figures[-1] / figures[0] - 1:+8.1%}"]), flush=True)
+        print(
+            " ".join([name.ljust(16), *(f"{figure:16.4f}" for figure in figures), f"{figures[-1] / figures[0] - 1:+8.1%}"]),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model that is trained: a stock transformers class with attention that stays inside documents, and NF4 seen in training."""
+"""The model that is trained: a stock transformers class, attention that stays inside documents, NF4 seen in training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ def build(settings: dict[str, Any], vocabulary: int, context: int, end: int = 0,
 
 
 def document_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside documents: `starts` (documents + 1,) marks them in the flattened rows; None is plain causal.
 

@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         packed = list(pool.map(pack, files, repeat(options.tokenizer), repeat(options.out)))
     (options.out / "bytes.json").write_text(json.dumps({name: size for name, size, _ in packed}, indent=2))
     total = sum(count for name, _, count in packed if not name.endswith(".heldout"))
-    print(f"{total / 1e6:.1f} M training tokens, {sum(size for _, size, _ in packed) / sum(c for *_, c in packed):.2f} bytes a token")
+    ratio = sum(size for _, size, _ in packed) / sum(count for *_, count in packed)
+    print(f"{total / 1e6:.1f} M training tokens, {ratio:.2f} bytes a token")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,11 @@ def _by_input(layer: nn.Module, linears: list[nn.Linear], model: nn.Module, toke
     done: set[int] = set()
     while len(done) < len(linears):
         order: list[tuple[nn.Linear, Tensor]] = []
-        hooks = [m.register_forward_pre_hook(lambda m, x: order.append((m, x[0]))) for m in linears if id(m) not in done]
+
+        def keep(module: nn.Linear, inputs: tuple[Tensor], order: list[tuple[nn.Linear, Tensor]] = order) -> None:
+            order.append((module, inputs[0]))
+
+        hooks = [module.register_forward_pre_hook(keep) for module in linears if id(module) not in done]
         model.get_decoder()(input_ids=tokens, use_cache=False, starts=starts)
         for hook in hooks:
             hook.remove()

@@ -64,7 +64,7 @@ def gather(folder: Path, recipe: dict[str, Any]) -> Iterator[tuple[str, list[str
             continue
         shards = [path for stem in source.get("files", [name]) for path in _shards(folder, stem)]
         if not shards:
-            raise FileNotFoundError(f"{folder} holds no shard {name}*.txt[.zst|.xz]: take the source out of the recipe or add it")
+            raise FileNotFoundError(f"{folder} holds no shard {name}*.txt[.zst|.xz]: add it or leave the source out")
         train, held = _split(list(_limited(shards, source.get("limit"))), recipe["holdout"])
         if source.get("pairs"):
             chats += (chat for document in train for chat in pairs(document, random.Random(document[:200])))

@@ -54,7 +54,8 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the files that `AutoTokenizer` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "bos_token": END, "eos_token": END, "pad_token": PAD}
+    kind = {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers"}
+    settings = kind | {"bos_token": END, "eos_token": END, "pad_token": PAD}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,8 @@ class Run:
         compiled = self._compile()
         began = saved = time.monotonic()
         before, losses = self.seconds, []
-        stream = batches(
-            self.sources, self.recipe["seed"], range(self.step, steps), s["rows"], s["context"], int(steps * (1 - s["decay"])), steps
-        )
+        decay_from, left = int(steps * (1 - s["decay"])), range(self.step, steps)
+        stream = batches(self.sources, self.recipe["seed"], left, s["rows"], s["context"], decay_from, steps)
         for step, tokens, starts in stream:
             if step == quantise_at:
                 quantise(self.model)
@@ -128,7 +126,8 @@ class Run:
             grid = inputs.reshape(rows, context)
             starts = torch.from_numpy(boundaries(grid)).to(self.device)
             logits = self._forward(self.model, torch.from_numpy(grid).to(self.device), starts)
-            total += F.cross_entropy(logits.float().flatten(0, 1), torch.from_numpy(labels).to(self.device), reduction="sum").item()
+            targets = torch.from_numpy(labels).to(self.device)
+            total += F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum").item()
         self.model.train()
         return total
 
@@ -174,7 +173,7 @@ class Run:
             "optimisers": [o.state_dict() for o in self.optimisers],
         }
         torch.save(state, self.out / "checkpoint.tmp")
-        os.replace(self.out / "checkpoint.tmp", self.out / "checkpoint.pt")
+        (self.out / "checkpoint.tmp").replace(self.out / "checkpoint.pt")
 
     def _load(self) -> None:
         state = torch.load(self.out / "checkpoint.pt", map_location=self.device, weights_only=True)
@@ -224,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
         found["float"] = run.evaluate()
         quantise(run.model)
     unquantise(run.model)
-    found |= {"recipe": recipe, "tokens": run.step * recipe["train"]["rows"] * recipe["train"]["context"], "seconds": run.seconds}
+    tokens = run.step * recipe["train"]["rows"] * recipe["train"]["context"]
+    found |= {"recipe": recipe, "tokens": tokens, "seconds": run.seconds}
     (options.out / "result.json").write_text(json.dumps(found, indent=2))
     print({key: {k: round(v, 4) for k, v in found[key].items()} for key in ("float", "nf4")})
     run.model.to(torch.bfloat16).save_pretrained(options.out / "model")

@@ -19,7 +19,7 @@ TRAIL = " › "
 """Between the headings of a trail."""
 
 _LEVELS = {f"h{level}": level for level in range(1, 7)}
-_UNREAD = frozenset(("script", "style", "noscript", "template", "nav", "head", "iframe", "svg", "button", "select", "form"))
+_UNREAD = frozenset(("script", "style", "noscript", "template", "nav", "head", "iframe", "svg", "button", "select"))
 _INLINE = frozenset(("a", "abbr", "b", "bdi", "bdo", "cite", "code", "dfn", "em", "font", "i", "ins", "kbd", "label", "mark"))
 _INLINE |= {"q", "s", "samp", "small", "span", "strong", "sub", "sup", "time", "u", "var"}
 _CELLS = frozenset(("td", "th"))
@@ -49,7 +49,10 @@ def read_markdown(source: Source) -> Iterator[Item]:
 
 def read_html(source: Source) -> Iterator[Item]:
     """Items of an HTML page; what they answer is plain text, lists and table rows a line each."""
-    yield from section_items(html_sections(_whole(source), _title(source)), source)
+    try:
+        yield from section_items(html_sections(_whole(source), _title(source)), source)
+    except ValueError as error:
+        raise InputError(f"{source.name} cannot be read whole ({error}): save it as plainer HTML or as Markdown") from error
 
 
 def section_items(sections: Iterable[Section], source: Source) -> Iterator[Item]:
@@ -57,30 +60,32 @@ def section_items(sections: Iterable[Section], source: Source) -> Iterator[Item]
 
     A heading with nothing but further headings under it lives on in theirs; one with nothing at all is an empty answer.
     """
-    trail: list[Heading] = []
-    pending: Section | None = None
-    for section in sections:
+    for number, (above, section) in enumerate(_placed(sections), 1):
         heading = section.heading
-        if pending and heading.level <= pending.heading.level:
-            yield _item(trail, pending, source)
-        pending = None
-        while trail and trail[-1].level >= heading.level:
+        prompt = f"{heading.text} ({TRAIL.join(above)})" if above else heading.text
+        meta = {"headings": TRAIL.join((*above, heading.text))}
+        own = f"{source.name}#{number}"
+        yield Item(source.name, heading.line, prompt, section.text, (), source.split, own, meta)
+
+
+def _placed(sections: Iterable[Section]) -> Iterator[tuple[tuple[str, ...], Section]]:
+    """The sections that become items, each with the headings above it."""
+    trail: list[Heading] = []
+    above: tuple[str, ...] = ()
+    empty: Section | None = None
+    for section in sections:
+        level = section.heading.level
+        if empty and level <= empty.heading.level:
+            yield above, empty
+        while trail and trail[-1].level >= level:
             trail.pop()
-        trail.append(heading)
+        above = tuple(heading.text for heading in trail if heading.text)
+        trail.append(section.heading)
+        empty = section if level and not section.text else None
         if section.text:
-            yield _item(trail, section, source)
-        elif heading.level:
-            pending = section
-    if pending:
-        yield _item(trail, pending, source)
-
-
-def _item(trail: list[Heading], section: Section, source: Source) -> Item:
-    above = TRAIL.join(heading.text for heading in trail[:-1] if heading.text)
-    prompt = f"{section.heading.text} ({above})" if above else section.heading.text
-    meta = {"headings": TRAIL.join(heading.text for heading in trail)}
-    line = section.heading.line
-    return Item(source.name, line, prompt, section.text, (), source.split, f"{source.name}:{line}", meta)
+            yield above, section
+    if empty:
+        yield above, empty
 
 
 def markdown_sections(text: str, title: str) -> Iterator[Section]:
@@ -109,30 +114,35 @@ def _inline(token: Any) -> str:
 
 
 def html_sections(text: str, title: str) -> Iterator[Section]:
-    """Sections of HTML, by Beautiful Soup; `<title>` takes the place of `title`. Menus, forms and scripts are left out."""
-    from bs4 import BeautifulSoup, CData, NavigableString, Tag
+    """Sections of HTML, by lxml; `<title>` takes the place of `title`. Menus, buttons and scripts are left out.
 
-    soup = BeautifulSoup(text, "html.parser")
-    if soup.title and soup.title.get_text(strip=True):
-        title = " ".join(soup.title.get_text().split())
-    heading, words = Heading(0, title, 1), _Words()
-    for node in soup.descendants:
-        if isinstance(node, Tag):
-            if node.name in _LEVELS and not _inside(node, _UNREAD):
+    Raises ValueError for a page of which the parser leaves something out.
+    """
+    from lxml import etree
+
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
+    root = etree.fromstring(f"<html>{text}".encode("utf-8", "replace"), parser)
+    if parser.error_log.filter_from_fatals():
+        raise ValueError(" ".join(parser.error_log.last_error.message.split()))
+    named = " ".join((root.findtext(".//title") or "").split())
+    heading, opened, words = Heading(0, named or title, 1), None, _Words()
+    unread, blocks = 0, [root]
+    for event, node in etree.iterwalk(root, events=("start", "end")):
+        starts, said = event == "start", node.text if event == "start" else node.tail
+        unread += (node.tag in _UNREAD) * (1 if starts else -1)
+        if node.tag not in _INLINE and node.tag != "br":
+            blocks.append(node) if starts else blocks.pop()
+        if not unread and node.tag in _LEVELS and (opened is None if starts else opened is node):
+            if starts:
                 yield Section(heading, words.text())
-                heading, words = (
-                    Heading(_LEVELS[node.name], " ".join(node.get_text(" ").split()), node.sourceline or 1),
-                    _Words(),
-                )
-            elif node.name == "br":
-                words.add("\n", None)
-        elif type(node) in (NavigableString, CData) and not _inside(node, _UNREAD | _LEVELS.keys()):
-            words.add(str(node), next((parent for parent in node.parents if parent.name not in _INLINE), soup))
+            else:
+                heading = Heading(_LEVELS[node.tag], " ".join(words.text().split()), node.sourceline or 1)
+            opened, words = node if starts else None, _Words()
+        if node.tag == "br" and starts:
+            words.end_line()
+        if said and not unread and blocks:
+            words.add(said, blocks[-1])
     yield Section(heading, words.text())
-
-
-def _inside(node: Any, names: Iterable[str]) -> bool:
-    return any(parent.name in names for parent in node.parents)
 
 
 class _Words:
@@ -143,18 +153,17 @@ class _Words:
         self.block: Any = None
 
     def add(self, text: str, block: Any) -> None:
-        """Text that stands in `block`, or a line's end."""
-        if block is None:
-            self.made.append("\n")
-            return
-        kept = text if block.name == "pre" else re.sub(r"\s+", " ", text)
-        if block is not self.block and kept.strip():
-            cells = (
-                self.block is not None and {block.name, self.block.name} <= {"td", "th"} and block.parent is self.block.parent
-            )
-            self.made.append(" | " if cells else "\n- " if block.name == "li" else "\n")
+        """Text that stands in `block`."""
+        kept = text if block.tag == "pre" else re.sub(r"\s+", " ", text)
+        last = self.block
+        if block is not last and kept.strip():
+            cells = last is not None and {block.tag, last.tag} <= _CELLS and block.getparent() is last.getparent()
+            self.made.append(" | " if cells else "\n- " if block.tag == "li" else "\n")
             self.block = block
         self.made.append(kept)
+
+    def end_line(self) -> None:
+        self.made.append("\n")
 
     def text(self) -> str:
         lines = (line.rstrip() for line in "".join(self.made).split("\n"))

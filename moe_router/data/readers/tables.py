@@ -58,8 +58,9 @@ def read_parquet(source: Source) -> Iterator[Item]:
     import pyarrow.parquet as pq
 
     try:
-        with source.seekable() as stream, pq.ParquetFile(stream) as table:
-            batches = table.iter_batches(batch_size=BATCH)
+        with source.seekable() as stream, pq.ParquetFile(stream, pre_buffer=False) as table:
+            groups = range(table.num_row_groups)  # one at a time: else the reader keeps every group it has been through
+            batches = (batch for group in groups for batch in table.iter_batches(BATCH, row_groups=[group]))
             rows = enumerate((row for batch in batches for row in batch.to_pylist()), 1)
             yield from items(source, ((number, "", row) for number, row in rows), table.schema_arrow.names)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -84,11 +85,11 @@ def items(source: Source, rows: Iterable[Row], columns: Sequence[str] = ()) -> I
     columns = [*dict.fromkeys([*columns, *(key for row in good for key in row)])]
     texts = [column for column in columns if any(isinstance(row.get(column), str) and marked(row[column]) for row in good)]
     source.fields = fields = choose_fields(columns, source.settings, source.name, texts)
-    for line, text, row in itertools.chain(sample, rows):
+    for number, (line, text, row) in enumerate(itertools.chain(sample, rows), 1):
         if isinstance(row, str):
             yield Item(source.name, line, text).reject("over_long" if len(text) > MAX_LINE else "malformed", row)
         else:
-            yield from row_items(row, fields, source.name, line, source.split)
+            yield from row_items(row, fields, source.name, line, number, source.split)
 
 
 def values(read: Callable[[int], str]) -> Iterator[tuple[int, str, Any]]:
