@@ -141,6 +141,23 @@ def test_shared_expert_learns_from_every_row(base):
     assert shared.target_tokens == sum(trainer.outcomes[j.name].target_tokens for j in JOBS)
 
 
+def test_steps_of_a_small_slice_are_spread_over_the_whole_pass(base):
+    trainer = Trainer(base, JOBS, SCHEDULE, (SETTINGS, 1e-2))
+    with trainer.model:
+        taken = {job.name: [] for job in JOBS}
+        while trainer.step < trainer.steps:
+            before = {name: trainer.outcomes[name].steps for name in taken}
+            at = trainer.step
+            trainer.train_step()
+            for name in taken:
+                taken[name] += [at] * (trainer.outcomes[name].steps - before[name])
+    for name, steps in taken.items():
+        gaps = np.diff([-1, *steps])
+        assert len(steps) == trainer.lengths[name]
+        assert steps[-1] == trainer.steps - 1
+        assert gaps.max() - gaps.min() <= 1
+
+
 def test_rows_hold_every_example_once_an_epoch():
     rows = plan_rows(JOBS[1], SCHEDULE)
     assert sorted(i for row in rows for i in row) == sorted(list(range(21)) * 2)
