@@ -141,7 +141,7 @@ class ExpertsConfig:
     epochs: float = 3.0
     """Passes over each slice's training records."""
     row_tokens: int = 64
-    """Tokens of one packed row; a step holds one row of every slice that is not finished."""
+    """Tokens of one packed row; a step holds one row of every slice whose turn it is."""
     max_tokens: int = 512
     """Longest record in tokens; longer ones keep the end of the prompt and the start of the response."""
     clip: float = 1.0

@@ -13,7 +13,7 @@ from moe_router.cli import main
 from moe_router.config import BaseConfig, Config, GenerationConfig
 from moe_router.data.records import Message
 from moe_router.data.sample import write_sample
-from moe_router.errors import LibraryError
+from moe_router.errors import InputError, LibraryError
 from moe_router.experts.base import load_base
 from moe_router.experts.library import Library, verify
 from moe_router.inference import Router
@@ -97,12 +97,20 @@ def test_many_questions_are_answered_as_one_by_one(router):
     assert len({a.text for a in together}) > 1
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\x00\x01", "ação " * 3000, "我如何申请退款?"])
+@pytest.mark.parametrize("text", ["", "   ", "\x00\x01", "ação " * 30, "我如何申请退款?"])
 def test_odd_prompts_are_answered_without_error(router, text):
     answer = router.ask(text)
     assert answer.usage.finish in {"stop", "length"}
     if not text.strip():
         assert answer.route.abstained
+
+
+def test_a_prompt_beyond_the_context_routes_but_is_refused_and_the_next_is_answered(router):
+    text = "ação " * 3000
+    assert router.route([text])[0].confidence >= 0
+    with pytest.raises(InputError, match="shorten it"):
+        router.ask(text)
+    assert router.ask("Who approves annual leave?").text
 
 
 def test_conversations_route_and_answer(router):
