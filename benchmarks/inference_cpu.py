@@ -28,25 +28,40 @@ from markers import MARKERS, answer, marked_router, others, question, route_to
 from moe_router.config import GenerationConfig
 from moe_router.data.records import Message, Record, load_records
 from moe_router.experts.encode import Example, encode
-from moe_router.inference import EngineConfig, Router
+from moe_router.inference import EngineConfig, Route, Router
 from moe_router.inference.engine import Engine, Request
 from moe_router.inference.requests import GRAIN, Mixture
 from moe_router.workspace import Workspace
 
-STEPS = 40
+STEPS = 60
 CONTEXT = 64
 """Tokens that a row holds when its decode steps are timed."""
 
 
-def decode_rate(engine: Engine, mixtures: Sequence[Mixture]) -> float:
-    """Tokens/s of decode passes over one row for each mixture, by the median pass."""
-    rows, times = len(mixtures), []
+def step_seconds(engine: Engine, kinds: Sequence[Sequence[Mixture]]) -> list[float]:
+    """Median seconds of a decode step over the rows of each kind, the kinds in turn so that others' load hits them alike."""
+    times: list[list[float]] = [[] for _ in kinds]
     with torch.inference_mode():
         for step in range(STEPS):
+            for mixtures, taken in zip(kinds, times, strict=True):
+                rows = len(mixtures)
+                start = time.perf_counter()
+                engine.forward([[5]] * rows, [CONTEXT + step] * rows, 0, mixtures)
+                taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def ask_rates(router: Router, repeats: int = 7) -> list[float]:
+    """Tokens/s of whole answers without adapters and by one expert, in turn: the median answer of each."""
+    settings = GenerationConfig(48)
+    routes = [Route({}, 0.0, True, False), route_to(next(iter(MARKERS)))]
+    found: list[list[float]] = [[] for _ in routes]
+    for repeat in range(repeats):
+        for route, rates in zip(routes, found, strict=True):
             start = time.perf_counter()
-            engine.forward([[5]] * rows, [CONTEXT + step] * rows, 0, mixtures)
-            times.append(time.perf_counter() - start)
-    return rows / statistics.median(times)
+            answer = router.ask_many([f"Tell me of the sea, of ships and of the wind. {repeat}"], settings, [route])[0]
+            rates.append(answer.usage.completion_tokens / (time.perf_counter() - start))
+    return [statistics.median(rates) for rates in found]
 
 
 def rates(router: Router) -> None:
@@ -55,10 +70,15 @@ def rates(router: Router) -> None:
     routed: list[Mixture] = [(*(GRAIN * (i == j) for j in range(count)), 0) for i in range(count)]
     print("rows  base tokens/s  routed tokens/s  routed/base")
     for rows in (1, 4, 16):
-        base, ours = decode_rate(engine, [none] * rows), decode_rate(engine, [routed[i % count] for i in range(rows)])
-        print(f"{rows:4} {base:14,.0f} {ours:16,.0f} {ours / base:12.2f}")
+        base, ours = step_seconds(engine, [[none] * rows, [routed[i % count] for i in range(rows)]])
+        print(f"{rows:4} {rows / base:14,.0f} {rows / ours:16,.0f} {base / ours:12.2f}")
     first = [router.ask(f"What is the code word? porto {i}").usage.first_seconds for i in range(20)]
     print(f"first token, warm, short prompt: median {statistics.median(first) * 1e3:.0f} ms, longest {max(first) * 1e3:.0f} ms")
+    for layer in engine.model.layers.values():
+        layer.B.data.mul_(1e-3)  # so that answers run on past the marker
+    engine.refresh()
+    base, ours = ask_rates(router)
+    print(f"ask, whole answers: base {base:,.0f} tokens/s, routed {ours:,.0f}, {ours / base:.2f}")
 
 
 def load(router: Router, seconds: float, users: int) -> None:

@@ -50,7 +50,7 @@ class Fit:
             f"{s.name}: weights {s.linear_params / 1e9:.3f}e9 × {NF4_BITS:.3f}/8 + {s.other_params / 1e9:.3f}e9 × 2 B"
             f" = {_gib(s.weight_bytes)}"
         )
-        yield f"    training: {_sum(t, 'activations')}"
+        yield f"    training: {_sum(t, 'activations, logits and gradients')}"
         yield f"    inference: {_sum(i, 'KV cache')}"
 
 
@@ -151,12 +151,19 @@ def examine(workspace: Workspace, config: Config) -> Diagnosis:
 
 
 def load_of(config: Config) -> Load:
-    """What these settings ask of a base. A step holds a row for every slice, and a long record makes a row of its own."""
+    """What these settings ask of a base: a step holds the rows of every slice, and a long record makes a row of its own."""
     experts = config.experts
     shared = experts.shared_rank if experts.mode == "shared" else 0
+    row = max(experts.row_tokens, experts.max_tokens)
     return Load(
-        total_rank=config.slice.k * experts.rank + shared,
-        step_tokens=config.slice.k * max(experts.row_tokens, experts.max_tokens),
+        total_rank=config.slice.most * experts.rank + shared,
+        active_rank=experts.rank + shared,
+        step_tokens=config.slice.most * row * experts.rows_per_step,
+        pass_tokens=max(experts.micro_tokens, row) if experts.micro_tokens else 0,
+        row_tokens=row,
+        checkpointed=experts.gradient_checkpointing,
+        optimizer=experts.optimizer,
+        compute_bytes=4 if config.base.dtype == "float32" else 2,
     )
 
 

@@ -8,10 +8,10 @@ NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits per parameter with double quantisation: the 4-bit code, an 8-bit constant for every 64 of them, and a 32-bit one
 for every 256 of those (Dettmers et al. 2023)."""
 BF16_BYTES = 2
-TRAINING_BYTES = 16
-"""Per adapter parameter while training: fp32 weight, gradient, and AdamW's two moments."""
-CHECKPOINTED = False
-"""Whether the trainer recomputes activations (gradient checkpointing); it keeps every layer's."""
+MASTER_BYTES = 4
+"""Per adapter parameter while training: its weight in fp32; as much again for its gradient."""
+MOMENT_BYTES = {"adamw": 8, "paged_adamw_32bit": 8, "paged_adamw_8bit": 2}
+"""Per adapter parameter: AdamW's two moments."""
 RUNTIME_BYTES = 1 << 30
 """Set aside for the interpreter, the libraries and the allocator's slack."""
 
@@ -55,16 +55,21 @@ class Shape:
         """L·(4·2d + 3·(d + f)): d_in + d_out of every linear layer."""
         return self.layers * (4 * 2 * self.width + 3 * (self.width + self.mlp_width))
 
-    def activation_bytes(self, tokens: int, checkpointed: bool) -> int:
-        """What a backward pass over `tokens` needs kept, in bf16, and the logits.
+    def layer_bytes_per_token(self, size: int = BF16_BYTES) -> int:
+        """8·d + size·(6·d + 4·f): what one layer keeps of a token for its backward pass, in numbers of `size` bytes.
 
-        A layer keeps about 8·d + 4·f numbers a token (inputs of norms and projections, attention's q, k, v and output,
-        four MLP intermediates; no attention matrix). With gradient checkpointing only one layer does, and of each other
-        its input d is kept. Logits: V numbers a token in bf16, and fp32 copy and gradient.
+        Two norms' inputs in fp32, 4·d each; the inputs of attention's and of the MLP's adapters, q, k, v and the attention's
+        output, d each; the MLP's gate, its activation, the other branch and their product, f each. No attention matrix.
         """
-        layer = 8 * self.width + 4 * self.mlp_width
-        kept = layer + self.layers * self.width if checkpointed else self.layers * layer
-        return tokens * (kept * BF16_BYTES + self.vocabulary * (BF16_BYTES + 4 + 4))
+        return 8 * self.width + size * (6 * self.width + 4 * self.mlp_width)
+
+    def backward_bytes_per_token(self, size: int = BF16_BYTES) -> int:
+        """size·3·f: gradients that the MLP's backward pass holds at once."""
+        return size * 3 * self.mlp_width
+
+    def dequantised_bytes(self, size: int = BF16_BYTES) -> int:
+        """size·d·f: the largest layer in the compute type, as bitsandbytes unpacks it for a product."""
+        return size * self.width * self.mlp_width
 
 
 LLAMA = (
@@ -86,6 +91,24 @@ class Load:
     """Tokens of one training step."""
     context: int = 2048
     """Tokens held in the KV cache while answering."""
+    pass_tokens: int = 0
+    """Tokens that pass the base at once; 0: the whole step."""
+    row_tokens: int = 512
+    """Tokens of one row."""
+    active_rank: int = 0
+    """Rank slots that one row uses; 0: all of them."""
+    checkpointed: bool = False
+    """Gradient checkpointing."""
+    optimizer: str = "adamw"
+    compute_bytes: int = BF16_BYTES
+    """Of a number in the base's compute type."""
+    target_share: float = 0.5
+    """Share of the tokens that are response, and so have logits."""
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that pass the base at once."""
+        return min(self.step_tokens, self.pass_tokens or self.step_tokens)
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,7 @@ class Demand:
     weights: int
     adapters: int
     working: int
-    """Activations while training, KV cache while answering."""
+    """Activations, logits and gradients while training, KV cache while answering."""
     runtime: int = RUNTIME_BYTES
 
     @property
@@ -104,9 +127,28 @@ class Demand:
 
 
 def training(shape: Shape, load: Load) -> Demand:
-    """Memory to train all experts in one pass."""
-    adapters = shape.adapter_params_per_rank * load.total_rank * TRAINING_BYTES
-    return Demand(shape.weight_bytes, adapters, shape.activation_bytes(load.step_tokens, CHECKPOINTED))
+    """Peak memory of training all experts in one pass, from the second step on.
+
+    Standing: NF4 weights, adapters in fp32, moments. Coming and going: what the layers keep, the logits and their gradient,
+    and the adapters' gradients, which grow while the layers' share shrinks. The peak lies at one end of the backward pass:
+    at its beginning (all kept, and gradients already where a step has several passes) or at its end (all gradients, one
+    layer).
+    """
+    size, now = load.compute_bytes, load.at_once
+    params = shape.adapter_params_per_rank * load.total_rank
+    gradients = params * MASTER_BYTES
+    factors = shape.adapter_params_per_rank * size * (load.active_rank or load.total_rank) // shape.layers
+    rows = -(-now // load.row_tokens)
+    layer = now * (shape.layer_bytes_per_token(size) + load.row_tokens * size) + rows * factors
+    back = now * shape.backward_bytes_per_token(size) + shape.dequantised_bytes(size)
+    logits = round(now * load.target_share) * shape.vocabulary * 2 * size
+    inputs = now * shape.width * size
+    kept = shape.layers * (inputs if load.checkpointed else layer)
+    one = layer + back if load.checkpointed else back
+    earlier = gradients if now < load.step_tokens else 0
+    working = max(earlier + kept + max(logits, one), gradients + one + (inputs if load.checkpointed else layer))
+    other = shape.other_params * (size - BF16_BYTES)
+    return Demand(shape.weight_bytes + other, params * (MASTER_BYTES + MOMENT_BYTES[load.optimizer]), working)
 
 
 def inference(shape: Shape, load: Load) -> Demand:

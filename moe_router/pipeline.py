@@ -70,6 +70,7 @@ def build(
     from moe_router.data.slices import slice_records
     from moe_router.experts.base import load_base
     from moe_router.experts.library import Library
+    from moe_router.experts.probe import AdapterProbe
     from moe_router.experts.train import train_experts
     from moe_router.gate.train import train_gate
     from moe_router.report.make import make_report
@@ -80,7 +81,9 @@ def build(
     for note in prepared.notes if prepared.fresh else ():
         progress.note(note)
     clock.lap("prepare")
-    slices = slice_records(workspace, config, progress)
+    slices = slice_records(workspace, config, progress, AdapterProbe(config))
+    for note in slices.notes:
+        progress.note(note)
     clock.lap("slice")
     base = base or load_base(config.base)
     clock.lap("load base")

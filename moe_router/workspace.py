@@ -68,6 +68,11 @@ class Workspace:
         return self.data / "slices.json"
 
     @property
+    def grouping(self) -> Path:
+        """The slices' names and what they are made of, for the user to edit."""
+        return self.data / "slices.toml"
+
+    @property
     def assignments(self) -> Path:
         """The slice of each record, and the slices' centroids."""
         return self.data / "slices.safetensors"
@@ -93,6 +98,11 @@ class Workspace:
     def data_report(self) -> Path:
         """What the prepare stage did, as a page; its Markdown form lies beside it."""
         return self.reports / "data.html"
+
+    @property
+    def slice_map(self) -> Path:
+        """The slices as a picture, which the data report shows."""
+        return self.reports / "data-slices.svg"
 
     @property
     def arms(self) -> Path:

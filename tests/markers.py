@@ -65,7 +65,11 @@ class BySubject:
     """Routes to the expert named in the last turn, else abstains: a stand-in for gate and embedder."""
 
     def route(
-        self, queries: Sequence[str | Sequence[Message]], mode: str | None = None, allowed: Sequence[str] | None = None
+        self,
+        queries: Sequence[str | Sequence[Message]],
+        mode: str | None = None,
+        allowed: Sequence[str] | None = None,
+        max_experts: int | None = None,
     ) -> list[Route]:
         texts = [query if isinstance(query, str) else query[-1].content for query in queries]
         return [self._route(text, mode) for text in texts]

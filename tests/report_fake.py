@@ -4,7 +4,7 @@ import numpy as np
 
 from moe_router.gate.gate import Decisions
 from moe_router.report import analysis
-from moe_router.report.arms import Arm, Comparison, Costs
+from moe_router.report.arms import Arm, Comparison, Costs, CurvePoint
 from moe_router.report.document import Report
 from moe_router.report.verdict import judge
 
@@ -35,6 +35,16 @@ def routing_of(losses, tokens, labels, seed=0):
     return analysis.routing(SLICES, labels, decided, alone, losses["gate_top2"], tokens)
 
 
+def curve_of(arms):
+    """The mixture and its rival, worse the fewer tokens they saw."""
+    chosen = [arm for arm in arms if arm.id in ("gate_top2", "dense_active")]
+    return tuple(
+        CurvePoint(arm.id, round(40_000 * share), arm.perplexity / share**0.3, tuple(edge / share**0.3 for edge in arm.ci95))
+        for arm in (chosen if len(chosen) == 2 else ())
+        for share in (0.25, 0.5, 1)
+    )
+
+
 def fake(names=NOW, seed=0, **more):
     """A report with every part that the arms in `names` allow."""
     losses, tokens = losses_of(names, seed)
@@ -45,10 +55,16 @@ def fake(names=NOW, seed=0, **more):
         flops = 33.4e6 + 95e3 * rank
         costs = Costs(flops, flops, 5e12 if rank else 0, rank * 47_616, rank * 47_616, 40e6, 30e6)
         speeds = {"tokens_per_second": 5000.0, "generated_per_second": 400.0, "bits_per_byte": 1.25}
-        arms.append(Arm.measured(name, losses[name], tokens, costs, key_fact_accuracy=0.5, **speeds))
+        arms.append(
+            Arm.measured(
+                name, losses[name], tokens, costs, key_fact_accuracy=0.5, agreement=0.8, distinct_answers=3.0, **speeds
+            )
+        )
     rivals = [name for name in names if name != "gate_top2"]
     rows = tuple(Comparison.measured(("gate_top2", rival), losses, tokens) for rival in rivals)
     slices = analysis.slice_rows(SLICES, labels, losses, tokens, 200, 0)
+    files = analysis.slice_rows(("tickets.csv", "chats.txt"), np.arange(RECORDS) % 2, losses, tokens, 200, 0)
+    embeddings = np.random.default_rng(seed).normal(size=(RECORDS, 16)) + 3 * np.eye(16)[labels]
     split = analysis.regret(losses, tokens, 200, 0)
     alone = np.stack([losses["gate_top2"] * factor for factor in (1.0, 1.1, 1.2)], 1)
     return Report(
@@ -58,7 +74,10 @@ def fake(names=NOW, seed=0, **more):
         verdict=judge(arms, rows, slices, split),
         slices=slices,
         regret=split,
+        sources=files,
         routing=routing_of(losses, tokens, labels),
+        slice_map=analysis.slice_map(SLICES, labels, embeddings, losses, tokens),
+        curve=curve_of(arms),
         environment={"versions": {"torch": "2.13"}, "command": "report | tee", "seeds": [0], "test_digest": "d"},
         timings={"prepare": 1.25, "train experts": 140.0},
         notes=("One seed.",),

@@ -1,13 +1,17 @@
 """Cleaning: text normalised, each rule by name, nothing lost."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_router.config import DataConfig
-from moe_router.data.clean import FLAG, RULES, clean
+from moe_router.data.clean import FLAG, RULES, clean, sweep
+from moe_router.data.cleaning import near
 from moe_router.data.cleaning.text import tidy
 from moe_router.data.records import Message
+from moe_router.data.shelf import Shelf
 from moe_router.data.split import group_records
 from moe_router.data.turns import Item
 from moe_router.errors import ConfigError
@@ -201,3 +205,21 @@ def test_records_in_are_records_kept_plus_rejected(pairs):
     lines = [int(record.source.rpartition(":")[2]) for record in cleaned.records]
     assert sorted([*lines, *(rejection.line for rejection in cleaned.rejected)]) == list(range(1, len(pairs) + 1))
     assert {rejection.rule for rejection in cleaned.rejected} <= set(RULES)
+
+
+def test_memory_does_not_grow_with_the_number_of_records(monkeypatch):
+    """Python's own allocations: what the shelf and the signatures hold on disk or outside is bounded elsewhere."""
+
+    def peak(count):
+        items = (item(f"how is the matter number{n} of place{n % 97}?", f"It is answer {n}. " * 20, n) for n in range(count))
+        tracemalloc.start()
+        with Shelf() as shelf:
+            sweep(items, DataConfig(pii="keep"), shelf, lambda _: None)
+            assert len(shelf) == count
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    monkeypatch.setattr(near, "_BATCH", 64)
+    peak(20)  # whatever is loaded once
+    assert (peak(900) - peak(300)) / 600 < 1024  # bytes a record, signatures included; a record itself has 600

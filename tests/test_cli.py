@@ -62,9 +62,10 @@ def library(tmp_path):
 
 
 def test_the_commands_are_the_documented_ones():
-    named = "init demo prepare slice train-experts train-gate route ask chat report build experts doctor"
-    assert set(main.commands) == set(named.split())
-    assert set(main.commands["experts"].commands) == {"list", "show", "verify", "remove"}
+    named = "init demo prepare slice slices synthesize train-experts train-gate route ask chat report eval card blind build "
+    assert set(main.commands) == {*named.split(), "experts", "gates", "doctor"}
+    members = "list show verify add remove rename export import"
+    assert set(main.commands["experts"].commands) == set(members.split())
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -112,10 +113,9 @@ def test_a_missing_source_is_one_line(tmp_path):
 
 def test_init_writes_the_defaults_and_keeps_what_is_there(tmp_path):
     first = run("init", "--json")
-    assert json.loads(first.stdout) == {
-        "written": [str(tmp_path / "moe-router.toml"), str(tmp_path / "experts/recipes/default.toml")],
-        "kept": [],
-    }
+    written = json.loads(first.stdout)["written"]
+    assert written[:2] == [str(tmp_path / "moe-router.toml"), str(tmp_path / "experts/recipes/default.toml")]
+    assert json.loads(first.stdout)["kept"] == []
     assert Config.load(tmp_path / "moe-router.toml") == Config()
     assert Config.load(tmp_path / "experts/recipes/default.toml") == Config()
     assert "[experts]" in (tmp_path / "experts/recipes/default.toml").read_text()
@@ -153,7 +153,7 @@ def test_the_workspace_flag_beats_the_variable(tmp_path, monkeypatch):
     assert seen == [tmp_path, tmp_path / "variable", tmp_path / "flag"]
 
 
-@pytest.mark.parametrize("text", ["[slice]\nk = 0\n", "[slice]\nkk = 2\n", "[nope]\nk = 2\n", "not toml"])
+@pytest.mark.parametrize("text", ["[slice]\nk = -1\n", "[slice]\nkk = 2\n", "[nope]\nk = 2\n", "not toml"])
 def test_a_bad_settings_file_is_named(tmp_path, text):
     (tmp_path / "moe-router.toml").write_text(text)
     result = run("slice")

@@ -51,7 +51,7 @@ def test_whole_numbers_serve_as_decimals():
         ({"slice": {"k": 8.0}}, r"slice\.k = 8\.0: expected int"),
         ({"experts": {"rslora": 1}}, r"experts\.rslora = 1: expected bool"),
         ({"experts": {"epochs": True}}, r"experts\.epochs = True: expected float"),
-        ({"slice": {"k": 0}}, r"slice\.k = 0: at least 1"),
+        ({"slice": {"k": -1}}, r"slice\.k = -1: at least 1"),
         ({"data": {"test_share": 0.9}}, "less than 20 % for training"),
         ({"data": {"test_share": 0.0}}, "between 0 and 1"),
         ({"data": {"limit": -1}}, r"data\.limit is negative"),
@@ -60,7 +60,7 @@ def test_whole_numbers_serve_as_decimals():
         ({"data": {"max_chars": 0}}, r"data\.max_chars = 0: at least 1"),
         ({"base": {"quantization": "int3"}}, "use 'nf4' or 'none'"),
         ({"generation": {"temperature": float("nan")}}, r"generation\.temperature"),
-        ({"gate": {"mode": "top9"}}, "use 'top1', 'top2' or 'soft'"),
+        ({"gate": {"mode": "best"}}, "use 'top1', 'top2', another number"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(tables, message):

@@ -31,6 +31,9 @@ MODELS = {
     "falcon": ("Falcon", {"multi_query": True, "alibi": False}),
     "falcon-grouped": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False}),
     "qwen3": ("Qwen3", {"num_key_value_heads": 2, "head_dim": 32}),
+    "phi3": ("Phi3", {"num_key_value_heads": 2, "pad_token_id": 0}),
+    "starcoder2": ("Starcoder2", {"num_key_value_heads": 2}),
+    "olmo2": ("Olmo2", {"num_key_value_heads": 4}),
 }
 
 
@@ -71,6 +74,15 @@ def test_lora_training_agrees_with_the_counter(model):
     assert costs.adapter_params(shape.linears, RANK) == trained
 
 
+def test_full_training_agrees_with_the_counter(model):
+    import copy
+
+    trained = copy.deepcopy(model).requires_grad_(True)
+    counted = count(lambda: trained(input_ids=ids(), labels=ids()).loss.backward())
+    formula = costs.full_training_flops_per_token(ModelShape.from_model(model), LENGTH)
+    assert formula * ROWS * LENGTH == pytest.approx(counted, rel=0.01)
+
+
 def test_adapters_add_what_the_formula_says(model):
     import copy
 
@@ -83,6 +95,98 @@ def test_adapters_add_what_the_formula_says(model):
     with torch.no_grad():
         added = count(lambda: adapted(input_ids=ids())) - count(lambda: model(input_ids=ids()))
     assert costs.adapter_flops_per_token(shape.linears, RANK) * ROWS * LENGTH == added
+
+
+def test_a_decoded_token_agrees_with_the_counter(model):
+    """One more token after LENGTH: its products with all keys and values so far, and its own."""
+    with torch.no_grad():
+        cache = model(input_ids=ids(), use_cache=True).past_key_values
+        counted = count(lambda: model(input_ids=ids()[:, :1], past_key_values=cache, use_cache=True))
+    formula = costs.base_flops_per_token(ModelShape.from_model(model), context=LENGTH + 1)
+    assert formula * ROWS == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj", "o_proj"], ["o_proj", "down_proj"]])
+def test_training_adapters_on_some_layers_agrees_with_the_counter(targets):
+    from peft import LoraConfig, get_peft_model
+
+    model = build("Llama", num_key_value_heads=2, tie_word_embeddings=False)
+    shape = ModelShape.from_model(model)
+    adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules=targets, task_type="CAUSAL_LM"))
+    sizes = [(m.in_features, m.out_features) for n, m in adapted.named_modules() if n.endswith(tuple(targets))]
+    counted = count(lambda: adapted(input_ids=ids(), labels=ids()).loss.backward())
+    formula = costs.lora_training_flops_per_token(shape, LENGTH, RANK, adapted=sizes)
+    # where the first block's attention has no adapter, nothing goes back through it: the formula counts it all the same
+    assert formula * ROWS * LENGTH == pytest.approx(counted, rel=0.01 if "q_proj" in targets else 0.06)
+
+
+def routed(tmp_path, ranks=(RANK, RANK, RANK), shared=4):
+    """The product's own layers on a base whose attention the counter sees."""
+    from models import tiny_base
+
+    from moe_router.experts.adapters import RankLayout, RoutedModel
+
+    base = tiny_base(tmp_path)
+    base.model.set_attn_implementation("eager")
+    shape = ModelShape.from_model(base.model)
+    layout = RankLayout(tuple(f"e{i}" for i in range(len(ranks))), ranks, shared)
+    return base, shape, RoutedModel(base, layout, dict.fromkeys(layout.slots, 1.0))
+
+
+@pytest.mark.parametrize("form", ["wide", "gathered"])
+def test_the_product_s_own_layers_execute_what_the_formula_says(tmp_path, form):
+    base, shape, model = routed(tmp_path)
+    weights = np.array([[0.5, 0.5, 0], [0, 1, 0]], dtype=np.float32)
+    with model, torch.no_grad(), model.routed(model.route(weights, np.ones(2), form)):
+        counted = count(lambda: base.model(input_ids=ids()))
+    active = costs.active_ranks(weights, np.ones(2), (RANK,) * 3, 4)
+    rank = costs.executed_rank(active, 3 * RANK + 4, form)
+    formula = costs.base_flops_per_token(shape, LENGTH) + costs.adapter_flops_per_token(shape.linears, rank)
+    assert formula * ROWS * LENGTH == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_product_s_own_training_agrees_with_the_counter(tmp_path, recomputed):
+    """A batch with a row of each of two experts, through the loss on response tokens alone, as the trainer does it."""
+    from moe_router.experts.encode import IGNORE, Example, collate
+    from moe_router.experts.recompute import recomputing
+    from moe_router.experts.scoring import target_logits
+
+    base, shape, model = routed(tmp_path, (RANK, RANK))
+    for layer in model.layers.values():
+        layer.A.requires_grad_(True)
+        layer.B.requires_grad_(True)
+    rows = [[Example(tuple(range(2, 2 + LENGTH)), LENGTH // 2)] for _ in range(2)]
+    batch = collate(rows, base.eos, base.device)
+
+    def work():
+        with recomputing(base.model, recomputed), model.routed(model.route(np.eye(2, dtype=np.float32), np.ones(2))):
+            logits = target_logits(base.model, batch)
+            torch.nn.functional.cross_entropy(logits, batch.labels[batch.labels != IGNORE]).backward()
+
+    with model:
+        counted = count(work)
+    formula = costs.lora_training_flops_per_token(shape, LENGTH, RANK + 4, 0.5, recomputed=recomputed)
+    assert formula * 2 * LENGTH == pytest.approx(counted, rel=0.01)
+
+
+def test_the_bytes_of_a_4bit_base_are_those_it_holds(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from moe_router.experts.bnb import nf4_config
+
+    config = LlamaConfig(vocab_size=200, hidden_size=512, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=8)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(
+        tmp_path, quantization_config=nf4_config(torch.bfloat16), device_map={"": "cpu"}, dtype=torch.bfloat16
+    )
+    held = 0
+    for parameter in model.parameters():
+        held += parameter.nbytes
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            held += state.absmax.nbytes + state.state2.absmax.nbytes
+    assert costs.weight_bytes(ModelShape.from_model(model)) == pytest.approx(held, rel=0.01)
 
 
 def test_the_encoder_agrees_with_the_counter():

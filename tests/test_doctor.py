@@ -68,10 +68,10 @@ def test_fits_is_unknown_where_memory_is():
 
 def test_load_counts_the_shared_expert_only_where_there_is_one():
     config = Config().override(
-        {"slice": {"k": 4}, "experts": {"rank": 6, "shared_rank": 10, "row_tokens": 32, "max_tokens": 48}}
+        {"slice": {"k": 4}, "experts": {"rank": 6, "shared_rank": 10, "row_tokens": 32, "batch_tokens": 64, "max_tokens": 48}}
     )
     assert load_of(config).total_rank == 34
-    assert load_of(config).step_tokens == 4 * 48
+    assert load_of(config).step_tokens == 4 * 2 * 48
     assert load_of(config.override({"experts": {"mode": "isolated"}})).total_rank == 24
 
 

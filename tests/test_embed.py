@@ -6,7 +6,8 @@ import threading
 import numpy as np
 import pytest
 
-from moe_router.data.embed import CONTEXT_CHARACTERS, DEFAULT, DEFAULT_SHA256, embedder_digest, load_embedder, query_text
+from moe_router.data.embed import DEFAULT, DEFAULT_SHA256, embedder_digest, load_embedder, query_text
+from moe_router.data.pieces import TURN, TURNS
 from moe_router.data.records import Message
 from moe_router.errors import BaseModelError
 
@@ -125,14 +126,52 @@ def turns(*texts):
     return [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts)]
 
 
-def test_a_query_is_the_last_user_turn_after_earlier_ones():
+def test_a_query_is_its_last_user_turns():
     assert query_text(turns("one")) == "one"
-    assert query_text([Message("system", "be brief"), *turns("one", "answer", "dois", "answer", "três")]) == "one\ndois\ntrês"
+    said = [Message("system", "be brief"), *turns("one", "answer", "dois", "answer", "três")]
+    assert query_text(said).split(TURN) == ["one", "dois", "três"]
     assert query_text([]) == ""
+    assert query_text(turns(*(str(i) for i in range(99)))).count(TURN) == TURNS - 1
 
 
-def test_earlier_turns_give_way_oldest_first_and_the_last_never():
-    half = CONTEXT_CHARACTERS // 2
-    assert query_text(turns("a" * half, "x", "b" * half, "x", "c" * half)) == f"{'b' * half}\n{'c' * half}"
-    last = "z" * (3 * CONTEXT_CHARACTERS)
-    assert query_text(turns("a", "x", last)) == last
+def test_the_last_turn_counts_most_and_a_short_one_little(default):
+    rug, pay = (
+        "I would like to send back a rug that I bought last week, please",
+        "When is the payroll run for the month of March, please?",
+    )
+    rug_only, pay_only, both, thanks = default.encode([rug, pay, rug + TURN + pay, rug + TURN + "ok"])
+    assert both @ pay_only > both @ rug_only > 0.4
+    assert thanks @ rug_only > 0.9
+
+
+def test_a_long_text_is_read_to_its_end(default):
+    filler = "The weather was fine and the road was long. " * 60
+    end = "How many days of annual leave do I have, and whom do I ask for more of it? " * 20
+    start_only, whole, leave = default.encode([filler, filler + end, end[:200]])
+    assert whole @ leave > start_only @ leave + 0.2
+    assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
+    assert default.token_counts([filler])[0] > 256
+
+
+ODD = {
+    "empty": "",
+    "blank": " \n\t ",
+    "huge": "contract clause " * 200_000,
+    "one word": "x" * 500_000,
+    "binary": bytes(range(256)).decode("latin-1") * 20,
+    "not Unicode": "refund \ud800 please",
+    "Portuguese": "Como é que devolvo um tapete? " * 30,
+    "Chinese": "我怎样才能退货？" * 300,
+    "turns only": TURN * 20,
+}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_any_text_has_a_unit_vector(default, text):
+    vector = default.encode([text])[0]
+    assert np.isfinite(vector).all()
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_folder_without_offsets_or_a_window_still_reads_long_texts(folder):
+    assert load_embedder(str(folder)).encode(["return a rug " * 400]).shape == (1, 16)

@@ -104,10 +104,13 @@ def test_a_row_that_is_not_finite_fails_alone_and_leaves_a_clean_slot(engine):
     layer = next(iter(engine.model.layers.values()))
     kept = layer.B.data.clone()
     layer.B.data[engine.model.layout.slots["b"]] = torch.nan
+    engine.refresh()
     try:
         found, finish = texts(engine, [request(1, tokens=LONG), *requests()])
+        assert idle(engine)
     finally:
         layer.B.data.copy_(kept)
+        engine.refresh()
     assert [finish[0], *finish[2:]] == ["error"] * 3
     assert found[1] == clean[0]
     assert idle(engine)
@@ -194,7 +197,13 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "seen"),
     [
-        (torch.OutOfMemoryError("tried to allocate"), (ConfigError, "out of memory with 3 rows .* lower the engine's slots")),
+        (
+            torch.OutOfMemoryError("tried to allocate"),
+            (
+                ConfigError,
+                r"out of memory reading 3 rows .* KV cache of 0\.\d\d GiB \(16 slots of 256 .* lower the engine's slots",
+            ),
+        ),
         (RuntimeError("a bug"), (RuntimeError, "a bug")),
     ],
 )

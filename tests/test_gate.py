@@ -40,11 +40,11 @@ def gate(world):
         abstain_to="shared",
         weight=fit.weight,
         bias=fit.bias,
-        vote_scale=fit.vote_scale,
+        evidence_scale=fit.evidence_scale,
         memory=fit.memory,
         mixing_temperature=1.0,
         confidence_temperature=confidence_temperature(logits, tune.measured.nats.argmin(1)),
-        threshold=abstain_threshold(fit.memory.likeness(tune.embeddings), 0.9),
+        threshold=abstain_threshold(fit.memory.read(tune.embeddings, EXPERTS).likeness, 0.9),
         figures={"fit": fit.chosen},
     )
 
@@ -99,8 +99,8 @@ def test_a_broken_query_abstains_and_leaves_the_others_alone(gate, queries):
 
 
 def test_bad_arguments(gate, queries):
-    with pytest.raises(LibraryError, match="top3"):
-        gate.decide(queries.embeddings, "top3")
+    with pytest.raises(LibraryError, match="top0"):
+        gate.decide(queries.embeddings, "top0")
     with pytest.raises(LibraryError, match="dimensions"):
         gate.decide(queries.embeddings[:, :5])
     assert gate.decide(queries.embeddings[:0]).weights.shape == (0, EXPERTS)
@@ -164,7 +164,7 @@ DAMAGE = {
     "threshold is NaN": _edit(threshold=float("nan")),
     "threshold is text": _edit(threshold="high"),
     "temperature is zero": _edit(mixing_temperature=0),
-    "unknown mode": _edit(mode="top9"),
+    "unknown mode": _edit(mode="best"),
     "unknown key": _edit(surprise=1),
 }
 
@@ -187,7 +187,8 @@ def _broken(array):
 NOT_FINITE = {
     "weight": lambda gate: {"weight": _broken(gate.weight)},
     "bias": lambda gate: {"bias": _broken(gate.bias)},
-    "memory": lambda gate: {"memory": Memory(_broken(gate.memory.queries), gate.memory.owners)},
+    "memory": lambda gate: {"memory": replace(gate.memory, queries=_broken(gate.memory.queries))},
+    "claims": lambda gate: {"memory": replace(gate.memory, coefficients=_broken(gate.memory.coefficients))},
 }
 
 
@@ -199,7 +200,7 @@ def test_a_gate_that_is_not_finite_is_refused(gate, tmp_path, changes):
 
 
 def test_a_gate_that_remembers_an_unknown_expert_is_refused(gate, tmp_path):
-    replace(gate, memory=Memory(gate.memory.queries, gate.memory.owners + 1)).save(tmp_path)
+    replace(gate, memory=replace(gate.memory, owners=gate.memory.owners + 1)).save(tmp_path)
     with pytest.raises(LibraryError, match=r"not there.*train-gate"):
         Gate.load(tmp_path)
 

@@ -1,46 +1,24 @@
 """The stage on a tiny real library: measure, fit, resume, and follow a removed expert."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
-from models import tiny_llama
+from gate_library import tiny_library
 
-from moe_router.config import Config
-from moe_router.data.records import Record, save_records
-from moe_router.data.slices import slice_records
-from moe_router.errors import LibraryError, WorkspaceError
-from moe_router.experts.train import train_experts
+from moe_router.errors import InputError, LibraryError, WorkspaceError
+from moe_router.experts.library import Library
 from moe_router.gate.gate import CARD, WEIGHTS, Gate
 from moe_router.gate.losses import LOSSES, load_losses
 from moe_router.gate.train import expert_of_slice, train_gate
-from moe_router.workspace import Workspace
-
-TOPICS = ("bread oven flour baking", "invoice tax payment ledger", "anchor sail harbour wind")
-SPLITS = ("train",) * 6 + ("gate", "gate", "tune", "test")
+from moe_router.inference.routing import Selector
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A workspace with three tiny experts, and its settings."""
-    root = tmp_path_factory.mktemp("gate")
-    records = []
-    for i in range(90):
-        words = TOPICS[i % 3].split()
-        prompt = f"{words[i % 4]} {words[(i + 1) % 4]} question {i}?"
-        records.append(Record(f"r{i}", prompt, f"{words[0]} é {i % 5}", split=SPLITS[i // 3 % 10], group=f"g{i}"))
-    workspace = Workspace(root)
-    save_records(workspace.records, records)
-    config = Config().override(
-        {
-            "base": {"model": str(tiny_llama(root / "base")), "quantization": "none", "dtype": "float32"},
-            "slice": {"k": 3, "min_records": 5},
-            "experts": {"rank": 2, "shared_rank": 2, "epochs": 1.0, "search_rates": False},
-        }
-    )
-    slice_records(workspace, config)
-    train_experts(workspace, config)
-    return workspace, config
+    return tiny_library(tmp_path_factory.mktemp("gate"))
 
 
 class Stages:
@@ -89,7 +67,6 @@ def test_the_stage_from_losses_to_resume(trained):
 
 def test_a_removed_expert_takes_its_records_out_of_the_gate(trained):
     from moe_router.data.slices import Slices
-    from moe_router.experts.library import Library
 
     workspace, config = trained
     before, _ = run(workspace, config)
@@ -103,6 +80,39 @@ def test_a_removed_expert_takes_its_records_out_of_the_gate(trained):
     slices = Slices.load(workspace)
     assert gate.names == tuple(name for name in library.names if name != gone)
     assert expert_of_slice(left, slices).tolist() == [0, -1, 1]
-    assert len(gate.memory.owners) == len(before.memory.owners) - slices.sizes[1]
+    assert set(gate.memory.owners) == set(gate.memory.pockets) == {0, 1}
+    assert len(gate.memory.owners) < len(before.memory.owners)
     own = slices.embeddings[slices.labels == 1].astype(np.float16).astype(np.float32)
     assert not (own[:, None] == gate.memory.queries[None]).all(2).any()
+
+
+def test_feedback_moves_what_was_reviewed_and_is_forgotten_without_it(trained, tmp_path):
+    workspace, config = trained
+    asked = "anchor sail question, who keeps the ledger?"
+    before, _ = run(workspace, config)
+    selector = Selector.load(Library.load(workspace.experts))
+    right = min(before.names, key=lambda name: selector.route([asked], mode="soft")[0].weights.get(name, 0))
+    strange = "flour baking question 999?"
+    lines = [{"text": asked, "expert": right}, {"text": strange, "expert": None}, {"text": "not reviewed"}]
+    file = tmp_path / "routes.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    train_gate(workspace, config, feedback=file)
+    reviewed = Selector.load(Library.load(workspace.experts))
+    (first,) = reviewed.gate.decide(reviewed.embedder.encode([asked]), "top1", abstain=False).weights
+    assert reviewed.gate.names[first.argmax()] == right
+    likeness = [s.gate.decide(s.embedder.encode([strange])).score[0] for s in (selector, reviewed)]
+    assert likeness[1] < likeness[0]
+    again, _ = run(workspace, config)
+    assert again.inputs == before.inputs
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{", "is not JSON"), ("[1]", "no `text`"), ('{"text": "a", "expert": "nobody"}', "nobody"), ("", "no feedback")],
+)
+def test_feedback_that_cannot_be_used_is_refused_with_its_line(trained, tmp_path, line, said):
+    workspace, config = trained
+    file = tmp_path / "routes.jsonl"
+    file.write_text(line, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        train_gate(workspace, config, feedback=file)

@@ -30,7 +30,11 @@ def test_an_unknown_arm_is_refused():
     ("ci95", "outcome"), [((-0.2, -0.1), "better"), ((0.1, 0.2), "worse"), ((-0.1, 0.2), "open"), ((0.0, 0.2), "open")]
 )
 def test_an_interval_decides_what_is_shown(ci95, outcome):
-    assert Comparison("gate_top2", "base", sum(ci95) / 2, ci95, 0.1).outcome == outcome
+    assert Comparison("gate_top2", "base", sum(ci95) / 2, ci95, 0.01).outcome == outcome
+
+
+def test_an_interval_that_only_just_excludes_0_shows_nothing_where_p_disagrees():
+    assert Comparison("gate_top2", "base", -0.04, (-0.07, -0.0002), 0.052).outcome == "open"
 
 
 def test_the_parts_of_a_regret_add_up():

@@ -10,6 +10,7 @@ from report_fake import NOW, fake
 from moe_router.errors import WorkspaceError
 from moe_router.report.arms import ARMS
 from moe_router.report.document import Report
+from moe_router.report.schema import schema as made_schema
 
 FIELDS = {
     *("id", "perplexity", "ci95", "nats_per_token", "target_tokens", "flops_per_token", "active_flops_per_token"),
@@ -42,6 +43,11 @@ def test_the_schema_refuses_what_is_no_report(damage):
 
 def test_the_schema_knows_every_arm():
     assert schema()["$defs"]["Arm"]["properties"]["id"]["enum"] == list(ARMS)
+
+
+def test_the_schema_is_that_of_the_dataclasses():
+    """`python -m moe_router.report.schema` writes it."""
+    assert schema() == made_schema()
 
 
 def test_what_was_not_measured_is_left_out():

@@ -7,32 +7,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from models import tiny_llama
+from report_place import make_place
 
 from moe_router.cli import main
 from moe_router.config import Config
 from moe_router.data.embed import load_embedder
-from moe_router.data.prepare import prepare
-from moe_router.data.sample import write_sample
-from moe_router.data.slices import Slices, slice_records
+from moe_router.data.slices import Slices
 from moe_router.errors import ConfigError
-from moe_router.experts.base import load_base
 from moe_router.experts.library import Library
-from moe_router.experts.train import train_experts
-from moe_router.gate.train import train_gate
 from moe_router.report.against import LOSSES, load_losses
 from moe_router.report.arms import ARMS
 from moe_router.report.bench import Bench
 from moe_router.report.make import make_report
 from moe_router.report.pool import plan_of
 from moe_router.report.registry import Training, arms_of, one_rank
-from moe_router.workspace import Workspace
 
-SETTINGS = {
-    "data": {"limit": 180},
-    "slice": {"k": 2},
-    "experts": {"epochs": 0.25, "rank": 2, "shared_rank": 2, "search_rates": False},
-    "report": {"bootstrap": 50, "budget": "full", "examples": 2, "seeds": 2, "price_per_hour": 2.0},
-}
+SETTINGS = {"report": {"budget": "full", "seeds": 2, "price_per_hour": 2.0, "curve": True, "samples": 3}}
 
 
 class Heard:
@@ -53,19 +43,10 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A workspace with experts and gate, its settings and its base."""
+    """A workspace with experts and gate, its settings and its base, and a larger base beside it."""
     folder = tmp_path_factory.mktemp("place")
-    base = {"model": str(tiny_llama(folder / "base")), "quantization": "none", "dtype": "float32"}
-    config = Config().override(SETTINGS | {"base": base})
-    workspace = Workspace.find(folder / "workspace")
-    workspace.root.mkdir()
-    workspace.config.write_text(config.to_toml(), encoding="utf-8")
-    prepare(workspace, write_sample(workspace.sample), config)
-    slice_records(workspace, config)
-    opened = load_base(config.base)
-    train_experts(workspace, config, base=opened)
-    train_gate(workspace, config)
-    return workspace, config, opened
+    larger = {"report": SETTINGS["report"] | {"larger_base": str(tiny_llama(folder / "larger", hidden=128, seed=1))}}
+    return make_place(folder, larger)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +58,7 @@ def made(place):
 
 def test_a_full_budget_measures_every_arm_on_the_same_tokens(made):
     report, _ = made
-    assert [arm.id for arm in report.arms] == list(ARMS)
+    assert [arm.id for arm in report.arms] == [name for name in ARMS if name != "dense_16bit"]  # its base is not 4-bit
     assert len({arm.target_tokens for arm in report.arms}) == 1
     assert all(arm.tokens_per_second > 0 and arm.bits_per_byte > 0 for arm in report.arms)
 
@@ -85,6 +66,64 @@ def test_a_full_budget_measures_every_arm_on_the_same_tokens(made):
 def test_trained_arms_saw_as_many_tokens_as_the_mixture(made):
     report, _ = made
     assert len({arm.trained_tokens for arm in report.arms if arm.id != "base"}) == 1
+
+
+def test_a_larger_base_is_compared_on_the_same_text(place, made):
+    report, _ = made
+    larger, dense = report.arm("larger_base"), report.arm("dense_rank")
+    assert larger.flops_per_token > 1.5 * dense.flops_per_token
+    assert larger.target_tokens == dense.target_tokens
+    assert larger.perplexity == pytest.approx(2 ** (larger.bits_per_byte * dense_bytes(report)), rel=1e-6)
+    assert any("a dense adapter on the larger base" in line for line in report.verdict.remarks)
+
+
+def dense_bytes(report):
+    """Bytes of a response token, on average."""
+    base = report.arm("base")
+    return base.nats_per_token / np.log(2) / base.bits_per_byte
+
+
+def test_merged_experts_cost_what_a_route_costs(made):
+    report, _ = made
+    for name in ("ties", "dare"):
+        merged, mixture = report.arm(name), report.arm("gate_top2")
+        assert merged.adapter_params == merged.active_adapter_params == mixture.active_adapter_params
+        assert merged.flops_per_token < mixture.flops_per_token
+        assert merged.train_flops > report.arm("uniform").train_flops
+
+
+def test_full_fine_tuning_is_measured_on_a_model_of_its_own(place, made):
+    workspace, (report, _) = place[0], made
+    full, dense = report.arm("full"), report.arm("dense_active")
+    assert (workspace.arms / "full" / "model.safetensors").exists()
+    assert full.perplexity < report.arm("base").perplexity
+    assert full.flops_per_token < dense.flops_per_token
+    assert 1.2 < full.train_flops / dense.train_flops < 2
+    assert full.memory_bytes < dense.memory_bytes  # an unquantised base beside adapters holds both
+
+
+def test_arms_agree_with_themselves_to_some_degree(made):
+    report, _ = made
+    asked = [arm for arm in report.arms if arm.agreement is not None]
+    assert {arm.id for arm in asked} == {arm.id for arm in report.arms if arm.kind.answers}
+    assert all(1 / 3 <= arm.agreement <= 1 <= arm.distinct_answers <= 3 for arm in asked)
+
+
+def test_the_curve_runs_through_the_whole_training(made):
+    report, _ = made
+    assert [point.arm for point in report.curve] == ["gate_top2"] * 3 + ["dense_active"] * 3
+    tokens = [point.trained_tokens for point in report.curve[:3]]
+    assert tokens == sorted(tokens)
+    assert report.curve[2].perplexity == report.arm("gate_top2").perplexity
+    assert report.curve[0].trained_tokens == report.curve[3].trained_tokens
+
+
+def test_every_source_has_a_row_and_every_query_a_place(made):
+    report, _ = made
+    assert {row.name for row in report.sources} >= {"handbook.jsonl", "tickets.csv"}
+    assert sum(row.records for row in report.sources) == sum(row.records for row in report.slices)
+    assert len(report.slice_map.x) == len(report.slice_map.lead) == sum(row.records for row in report.slices)
+    assert 0.99 < report.slice_map.share <= 1  # two slices differ along one line
 
 
 def test_dense_params_holds_what_the_mixture_holds(made):
@@ -127,8 +166,9 @@ def test_the_estimate_is_said_before_anything_is_measured(made):
 def test_answers_stand_side_by_side_and_have_a_price(place, made):
     workspace, (report, _) = place[0], made
     rows = json.loads((workspace.reports / "answers.json").read_text(encoding="utf-8"))
-    assert len(rows) == 2
-    assert all(list(row["answers"]) == ["base", "dense_rank", "dense_active", "gate_top2"] for row in rows)
+    assert sum(row["shown"] for row in rows) == 2
+    assert all(list(row["answers"]) == ["base", "dense_rank", "dense_active", "larger_base", "gate_top2"] for row in rows)
+    assert [len(row["samples"]["base"]) for row in rows if "samples" in row] == [3, 3, 3]
     assert report.arm("gate_top2").key_fact_accuracy is not None
     assert report.arm("gate_top2").price.per_1000_answers > 0
     assert report.arm("cbtm").price.per_1000_answers is None
@@ -169,7 +209,7 @@ def test_a_smaller_budget_trains_nothing_again(place, made):
     heard = Heard()
     report = make_report(workspace, config.override({"report": {"budget": "standard", "seeds": 1}}), heard, base)
     assert "; trains nothing" in heard.notes[0]
-    assert not any(stage.startswith("train ") for stage in heard.stages)
+    assert not any(stage.startswith(("train ", "merge ")) for stage in heard.stages)
     assert "isolated" not in [arm.id for arm in report.arms]
     assert any("isolated" in note for note in report.notes)
 
@@ -199,5 +239,7 @@ def test_an_unknown_budget_is_refused():
 def test_budgets_grow(place):
     library = Library.load(place[0].experts)
     quick, standard, full = (set(arms_of(budget, library)) for budget in ("quick", "standard", "full"))
-    assert quick < standard < full == set(ARMS)
+    assert quick < standard < full == {*ARMS} - {"larger_base", "dense_16bit"}
+    packed = replace(library, base=replace(library.base, quantization="nf4"))
+    assert set(arms_of("full", packed, "some/base")) == {*ARMS}
     assert "shared_only" not in arms_of("full", replace(library, has_shared=False))

@@ -88,3 +88,18 @@ def test_one_arm_alone_can_be_drawn(tmp_path):
 )
 def test_lines_cross_boxes(end, expected):
     assert labels.crosses((0, 0), end, labels.Box(4, 2, 6, 6)) is expected
+
+
+def test_names_on_the_map_do_not_cover_each_other():
+    from moe_router.report.arms import SliceMap
+    from moe_router.report.maps import draw_map
+
+    names = tuple(f"slice-{i}" for i in range(8))
+    places = [float(i) for i in range(8)]
+    figure = draw_map(SliceMap(names, tuple(places), tuple(p % 2 / 100 for p in places), tuple(range(8)), (0.1,) * 8, 0.5))
+    figure.draw_without_rendering()
+    crowded = draw_map(SliceMap(names, (0.0,) * 7 + (9.0,), (0.0,) * 7 + (9.0,), tuple(range(8)), (-0.1,) * 8, 0.5))
+    crowded.draw_without_rendering()
+    for drawn in (figure, crowded):
+        boxes = [text.get_window_extent() for text in drawn.axes[0].texts]
+        assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])

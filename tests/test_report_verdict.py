@@ -149,3 +149,33 @@ def test_a_lead_that_another_seed_undoes_is_no_lead(again, use):
 
 def test_a_lead_on_one_seed_says_so():
     assert any("may be luck" in line for line in verdict(against("dense_active", -0.05)).remarks)
+
+
+def test_a_mixture_that_one_expert_equals_is_told_to_use_one():
+    found = verdict(against("dense_active", -0.05), against("gate_top1", 0.001, p=0.5), gate_top1=0.9e6)
+    assert found.use == "mixture"
+    assert found.instead.startswith("`--gate-mode top1` uses one expert per query: no difference")
+    assert "at 0.90 times its FLOPs per token" in found.instead
+    assert verdict(against("dense_active", -0.05), against("gate_top1", -0.02)).instead == ""
+
+
+def test_a_16bit_adapter_comes_with_its_precision():
+    rows = against("base", -0.8), against("dense_active", -0.05), against("dense_16bit", +0.03)
+    arms = [arm("gate_top2"), arm("base", 45.0), arm("dense_active"), replace(arm("dense_16bit"), rank=24)]
+    assert judge(arms, rows).instead.startswith("`moe-router build SOURCE --k 1 --experts-mode isolated --rank 24")
+    assert "--quantization none" in judge(arms, rows).instead
+
+
+def test_a_larger_base_is_weighed_by_its_flops():
+    found = verdict(against("dense_active", -0.05), against("larger_base", +0.1), larger_base=4e6)
+    assert any(
+        "With 0.25 times the FLOPs per token, the mixture's perplexity is 10.0 % higher" in line for line in found.remarks
+    )
+    assert found.use == "mixture"
+
+
+def test_a_dense_adapter_of_more_memory_does_not_decide():
+    rows = against("base", -0.8), against("dense_active", -0.05), against("dense_16bit", +0.03)
+    arms = [replace(arm("gate_top2"), memory_bytes=1e6), arm("base", 45.0), arm("dense_active")]
+    assert judge([*arms, replace(arm("dense_16bit"), memory_bytes=4e6)], rows).use == "mixture"
+    assert judge([*arms, replace(arm("dense_16bit"), memory_bytes=1e6)], rows).use == "dense"

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from moe_router.config import Config, SliceConfig
+from moe_router.data.editing import merge_slices, rename_slice, split_slice
+from moe_router.data.embed import DEFAULT
+from moe_router.data.embeddings import suggestion
 from moe_router.data.records import Record, load_records, save_records
 from moe_router.data.slices import Slices, cluster, slice_records, typical_prompts
 from moe_router.errors import BaseModelError, InputError, WorkspaceError
@@ -214,3 +217,154 @@ def test_held_out_records_do_not_shape_the_slices():
     mixed = cluster([*made, *held], np.concatenate([vectors, elsewhere]), vectors, settings)
     assert (mixed.centroids == alone.centroids).all()
     assert (mixed.words, mixed.names, mixed.prompts, mixed.sizes) == (alone.words, alone.names, alone.prompts, alone.sizes)
+
+
+def more(subjects=SUBJECTS, split="train"):
+    """Records that come later: the same subjects, worded otherwise."""
+    made = []
+    for subject, topics in subjects.items():
+        for topic, wording in itertools.product(topics, ("I would like {}", "Please explain {}")):
+            prompt = wording.format(topic)
+            made.append(Record(prompt, prompt, f"About {topic}, see page 9.", split=split, meta={"subject": subject}))
+    return made
+
+
+def test_new_data_goes_to_the_slices_there_are_and_nothing_is_reshuffled(workspace, sliced):
+    before = sliced[1]
+    save_records(workspace.records, [*more(), *records()[::-1]])
+    found = slice_records(workspace, CONFIG)
+    assert (found.names, found.members) == (before.names, before.members)
+    assert (found.cells.centers == before.cells.centers).all()
+    ids = [record.id for record in records()]
+    assert dict(zip(ids, found.labels[len(more()) :][::-1], strict=True)) == dict(zip(ids, before.labels, strict=True))
+    subjects = [record.meta["subject"] for record in [*more(), *records()[::-1]]]
+    assert len(set(zip(subjects, found.labels.tolist(), strict=True))) == 3
+    assert found.drift.new == len(more())
+    assert found.drift.spread < 0.1
+    assert not slice_records(workspace, CONFIG).fresh
+
+
+def test_data_on_another_subject_drifts_and_is_said(workspace):
+    other = {"astronomia": ("a nebulosa de Órion", "o eclipse da Lua", "a órbita de Saturno", "as luas de Júpiter")}
+    save_records(workspace.records, [*records(), *more(other)])
+    found = slice_records(workspace, CONFIG)
+    assert found.drift.new == 8
+    assert found.drift.outside > 0.5
+    assert found.drift.high
+    assert any("--anew" in note for note in found.notes)
+    anew = slice_records(workspace, CONFIG, anew=True)
+    assert (anew.drift.new, anew.drift.high) == (0, False)
+
+
+def test_other_data_altogether_is_sliced_anew(workspace):
+    changed = [replace(record, id=f"new {record.id}") for record in records()]
+    save_records(workspace.records, changed)
+    assert slice_records(workspace, CONFIG).drift.new == 0
+
+
+def test_an_edited_file_is_applied_and_until_then_refused(workspace, sliced):
+    before = sliced[1]
+    text = workspace.grouping.read_text(encoding="utf-8")
+    workspace.grouping.write_text(text.replace(f'"{before.names[0]}"', '"returns"'), encoding="utf-8")
+    with pytest.raises(WorkspaceError, match=r"slices\.toml has been edited: run `moe-router slice`"):
+        Slices.load(workspace)
+    found = slice_records(workspace, CONFIG)
+    assert found.names == ("returns", *before.names[1:])
+    assert (found.labels == before.labels).all()
+    assert found.digest != before.digest
+    assert Slices.load(workspace).names == found.names
+    merged = '[[slice]]\nname = "all-else"\ncells = [2, 0]\n[[slice]]\nname = "one"\ncells = [1]\n'
+    workspace.grouping.write_text(merged, encoding="utf-8")
+    found = slice_records(workspace, CONFIG)
+    assert (found.names, found.members, found.sizes) == (("all-else", "one"), ((0, 2), (1,)), (32, 16))
+    assert found.centroids.shape == (2, 384)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[slice]\n", "slices.toml"),
+        ('[[slice]]\nname = "a"\n', "has a name and a list of cells"),
+        ("slice = 3", "has a name and a list of cells"),
+        ('[[slice]]\nname = "a"\ncells = [0, 1]\n', "cell 2 is in 0 slices"),
+        ('[[slice]]\nname = "a"\ncells = [0, 1, 2]\n[[slice]]\nname = "b"\ncells = [2]', "cell 2 is in 2 slices"),
+        ('[[slice]]\nname = "a"\ncells = [0, 1, 2, 7]\n', "cell 7 is in 1 slices: each of the cells 0 to 2"),
+        ('[[slice]]\nname = "a"\ncells = [0, 1, 2]\n[[slice]]\nname = "b"\ncells = []', "a slice has no cells"),
+        ('[[slice]]\nname = "a"\ncells = [0, 1]\n[[slice]]\nname = "a"\ncells = [2]', "two slices are called 'a'"),
+        ('[[slice]]\nname = "../a"\ncells = [0, 1, 2]\n', r"slice name '\.\./a'"),
+        ('[[slice]]\nname = "shared"\ncells = [0, 1, 2]\n', "slice name 'shared'"),
+    ],
+)
+def test_a_wrong_edit_is_named_and_nothing_is_overwritten(workspace, text, message):
+    workspace.grouping.write_text(text, encoding="utf-8")
+    with pytest.raises(WorkspaceError, match=message) as caught:
+        slice_records(workspace, CONFIG)
+    assert "\n" not in str(caught.value)
+    assert workspace.grouping.read_text(encoding="utf-8") == text
+
+
+def test_merge_rename_and_split_keep_the_rest_in_place(workspace, sliced):
+    before = sliced[1]
+    one, two, three = before.names
+    merged = merge_slices(workspace, CONFIG, [one, three], "both")
+    assert (merged.names, merged.sizes) == (("both", two), (32, 16))
+    assert ((merged.labels == 1) == (before.labels == 1)).all()
+    renamed = rename_slice(workspace, CONFIG, two, "middle")
+    assert renamed.names == ("both", "middle")
+    assert (renamed.labels == merged.labels).all()
+    cut = split_slice(workspace, CONFIG, "both", 2)
+    assert cut.names[0] == "middle"
+    assert cut.sizes == (16, 16, 16)
+    assert ((cut.labels == 0) == (before.labels == 1)).all()
+    assert len(set(zip(before.labels.tolist(), cut.labels.tolist(), strict=True))) == 3
+    loaded = Slices.load(workspace)
+    assert (loaded.names, loaded.digest) == (cut.names, cut.digest)
+    assert not slice_records(workspace, CONFIG).fresh
+
+
+def test_after_an_edit_new_data_still_goes_to_the_nearest(workspace, sliced):
+    merged = merge_slices(workspace, CONFIG, sliced[1].names[:2])
+    cut = split_slice(workspace, CONFIG, merged.names[0], 2)
+    save_records(workspace.records, [*records(), *more()])
+    found = slice_records(workspace, CONFIG)
+    assert found.names == cut.names
+    assert (found.labels[: len(records())] == cut.labels).all()
+    assert found.drift.new == len(more())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda w, n: merge_slices(w, CONFIG, [n[0]]), "a merge takes two slices"),
+        (lambda w, n: merge_slices(w, CONFIG, [n[0], "gone"]), "no slice is called 'gone': the slices are"),
+        (lambda w, n: rename_slice(w, CONFIG, n[0], n[1]), "two slices are called"),
+        (lambda w, n: rename_slice(w, CONFIG, n[0], "Ação"), "slice name 'Ação'"),
+        (lambda w, n: split_slice(w, CONFIG, n[0], 2), "has 16 training records, too few for 2 slices of 10"),
+        (lambda w, n: split_slice(w, CONFIG, n[0], 1), "split into 2 to 16"),
+    ],
+)
+def test_an_edit_that_cannot_be_is_refused_and_changes_nothing(workspace, sliced, edit, message):
+    before = {path: path.read_bytes() for path in workspace.data.iterdir()}
+    with pytest.raises(InputError, match=message):
+        edit(workspace, sliced[1].names)
+    assert {path: path.read_bytes() for path in workspace.data.iterdir()} == before
+
+
+def test_known_labels_are_slices_by_their_names(workspace):
+    found = slice_records(workspace, Config(slice=SliceConfig(by="subject", min_records=10)))
+    assert found.names == ("devolucao", "laptop", "salary")
+    assert [found.names[label][0] for label in found.labels] == [record.meta["subject"][0] for record in records()]
+    save_records(workspace.records, [*records(), *more()])
+    again = slice_records(workspace, Config(slice=SliceConfig(by="subject", min_records=10)))
+    assert [again.names[label][0] for label in again.labels[-24:]] == [record.meta["subject"][0] for record in more()]
+
+
+def test_a_multilingual_embedder_is_suggested_where_the_data_asks_for_it(workspace):
+    workspace.prepared.write_text(json.dumps({"findings": {"languages": {"pt": 40, "en": 50, "unknown": 900}}}))
+    assert suggestion(workspace, DEFAULT) == (
+        "all-MiniLM-L6-v2 knows English; of these records pt 44%: try --embedder "
+        "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2 (downloaded when named)"
+    )
+    assert suggestion(workspace, "another/embedder") == ""
+    workspace.prepared.write_text(json.dumps({"findings": {"languages": {"pt": 10, "en": 90}}}))
+    assert suggestion(workspace, DEFAULT) == ""

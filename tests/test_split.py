@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe_router.config import DataConfig
@@ -11,6 +12,7 @@ from moe_router.data.clean import clean
 from moe_router.data.cleaning.text import jaccard, shingles, words
 from moe_router.data.readers import read_file
 from moe_router.data.records import Message, Record
+from moe_router.data.shelf import hash64
 from moe_router.data.split import group_records, prompt_key, sample_groups, split_records
 
 DATA = DataConfig()
@@ -61,7 +63,7 @@ def test_groups_are_chains_of_equal_prompts_and_conversations():
 
 def test_a_dropped_duplicate_still_links_its_conversations():
     records = [record(1, conversation="a"), record(2, conversation="b"), record(3)]
-    assert [r.group for r in group_records(records, [("a", "b")])] == ["0001", "0001", "0003"]
+    assert [r.group for r in group_records(records, np.array([[hash64("a"), hash64("b")]]))] == ["0001", "0001", "0003"]
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,10 @@ def test_checkpoint_of_another_run_is_not_taken(base, tmp_path):
     first = Trainer(base, JOBS, SCHEDULE)
     with first.model:
         first.train_step()
-        first._save(Checkpointing(path, 0.0, "one"))
+        Checkpointing(path, 0.0, "one").save(first)
     second = Trainer(base, JOBS, SCHEDULE)
     with second.model:
-        assert not second._resume(Checkpointing(path, 0.0, "two"))
+        assert not Checkpointing(path, 0.0, "two").resume(second)
         assert second.step == 0
 
 

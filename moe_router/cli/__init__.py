@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from moe_router.cli import answers, experts, machine, stages
+from moe_router.cli import answers, data, evaluate, experts, gates, machine, papers, stages
 
 
 def _show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -34,13 +34,19 @@ for _command in (
     stages.build,
     stages.prepare,
     stages.slice_,
+    data.slices,
+    data.synthesize,
     stages.train_experts,
     stages.train_gate,
     stages.report,
+    evaluate.eval_,
+    papers.card,
+    papers.blind,
     answers.route,
     answers.ask,
     answers.chat,
     experts.experts,
+    gates.gates,
     machine.doctor,
 ):
     main.add_command(_command)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,28 +21,46 @@ PROMPT = "> "
 FORGET = "/new"
 
 
+def choice_options(function: Callable[..., None]) -> Callable[..., None]:
+    """What a caller may ask of the gate."""
+    for option in (
+        click.option("--max-experts", type=click.IntRange(0), help="Most experts of a query (0: as many as the mode keeps)."),
+        click.option("--mode", metavar="MODE", help="top1, top2, another number, or soft. [default: the gate's own]"),
+        click.option("--allow", metavar="EXPERT", multiple=True, help="Use this expert, and others so named, only."),
+    ):
+        function = option(function)
+    return function
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `choice_options` as the router takes them."""
+    return {"allowed": options["allow"] or None, "mode": options["mode"], "max_experts": options["max_experts"]}
+
+
 @command(example='moe-router route "How do I get a refund?" "Where is my parcel?"')
 @click.argument("texts", metavar="TEXT...", nargs=-1, required=True)
-def _route(session: Session, texts: tuple[str, ...]) -> None:
+@choice_options
+@click.option("--explain", is_flag=True, help="Show every weight, the abstain threshold, and the nearest training records.")
+def _route(session: Session, texts: tuple[str, ...], explain: bool, **choice: Any) -> None:
     """Show which experts would answer each TEXT.
 
     Gate and embedder alone: the base is not loaded.
     """
-    from moe_router.inference.routing import route as routes_of
+    from moe_router.inference.routing import explained_routes
 
     with session.working():
-        routes = routes_of(session.workspace.experts, list(texts))
-    pairs = list(zip(texts, routes, strict=True))
+        found = explained_routes(session.workspace, list(texts), explain, **chosen(choice))
     session.answer(
-        {"routes": [{"text": text, **asdict(found)} for text, found in pairs]},
-        (f"{text}\n  {describe(found)}" for text, found in pairs),
+        {"routes": [{"text": t, **asdict(r), **({"explanation": asdict(why)} if why else {})} for t, r, why in found]},
+        ("\n  ".join([text, describe(route), *(why.lines() if why else [])]) for text, route, why in found),
     )
 
 
 @command("generation", example='moe-router ask "How do I get a refund?"')
 @click.argument("text")
+@choice_options
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr how long each stage took, from imports to the last token.")
-def _ask(session: Session, text: str, verbose: bool) -> None:
+def _ask(session: Session, text: str, verbose: bool, **choice: Any) -> None:
     """Answer TEXT with the experts that the gate picks.
 
     The answer goes to stdout, the route to stderr; --json has both.
@@ -51,7 +69,7 @@ def _ask(session: Session, text: str, verbose: bool) -> None:
     with session.working():
         router = _load(session, watch)
         watch.stage("answer")
-        answer = router.ask(text)
+        answer = router.ask(text, **chosen(choice))
         watch.stage("")
     session.note(f"route: {describe(answer.route)}")
     if verbose:
@@ -150,6 +168,8 @@ class Stopwatch(Silent):
 
 def describe(found: Route) -> str:
     """A route on one line."""
+    if found.message:
+        return f"abstained: says so (confidence {found.confidence:.2f})"
     if found.abstained:
         return f"abstained: {'the shared expert' if found.shared else 'the base'} alone (confidence {found.confidence:.2f})"
     mixture = " · ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items())

@@ -18,6 +18,7 @@ from moe_router.cli.settings import overrides, settings_of
 from moe_router.config import Config
 from moe_router.console import Reporter, reporter
 from moe_router.errors import MoeRouterError
+from moe_router.experts.recipe import recipe as with_recipe
 from moe_router.workspace import HOME_VARIABLE, Workspace
 
 
@@ -56,17 +57,22 @@ def command(*sections: str, example: str) -> Callable[[Callable[..., None]], Cal
     A section is named whole (`experts`) or by one of its keys (`data.template`).
     """
     settings = settings_of(sections)
+    trains = any(section.partition(".")[0] == "experts" for section in sections)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> None:
             flags = {s.name: values.pop(s.name) for s in settings}
+            recipe = values.pop("recipe") if trains else None
             with one_line_failures(lambda: Workspace.find(workspace).root):
                 place = Workspace.find(workspace)
-                config = Config.load(place.config).override(overrides(settings, flags))
+                config = Config.load(place.config)
+                if recipe:
+                    config = with_recipe(recipe, place.recipes, config)
+                config = config.override(overrides(settings, flags))
                 function(Session(place, config, as_json, quiet), **values)
 
-        for option in reversed([*(s.option() for s in settings), *_common()]):
+        for option in reversed([*(s.option() for s in settings), *([_recipe()] if trains else []), *_common()]):
             run = option(run)
         run.epilog = f"\b\nExample:\n  {example}"  # type: ignore[attr-defined]
         return run
@@ -80,6 +86,12 @@ def register(function: Callable[..., None], name: str, group: click.Group | None
     if group is not None:
         group.add_command(made)
     return made
+
+
+def _recipe() -> Callable[[Any], Any]:
+    return click.option(
+        "--recipe", metavar="NAME", help="Settings of experts/recipes/NAME.toml or of the package's recipe of that name."
+    )
 
 
 def _common() -> list[Callable[[Any], Any]]:

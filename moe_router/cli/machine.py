@@ -11,8 +11,13 @@ from moe_router.cli.common import Session, command, register
     "experts.rank",
     "experts.shared_rank",
     "experts.row_tokens",
+    "experts.batch_tokens",
+    "experts.micro_tokens",
     "experts.max_tokens",
-    example="moe-router doctor --k 16 --rank 16",
+    "experts.gradient_checkpointing",
+    "experts.optimizer",
+    "base.dtype",
+    example="moe-router doctor --recipe consumer-12gb --k 16",
 )
 def _doctor(session: Session) -> None:
     """Say what this machine can do, and which bases fit.

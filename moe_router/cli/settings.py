@@ -17,6 +17,18 @@ SEED = "seed"
 """One --seed sets the seed of every section a command uses."""
 
 
+class OrAuto(click.ParamType):
+    """A number, or the word `auto` for the one that a setting reserves."""
+
+    name = "integer or auto"
+
+    def __init__(self, auto: int) -> None:
+        self.auto = auto
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return self.auto if value == "auto" else click.INT.convert(value, param, ctx)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One flag and the settings it sets."""
@@ -26,7 +38,7 @@ class Setting:
     """Of the flag's value among a command's arguments."""
     targets: tuple[tuple[str, str], ...]
     """(section, key) pairs."""
-    kind: type
+    kind: type | click.ParamType
     help: str
 
     def option(self) -> Callable[[Any], Any]:
@@ -71,9 +83,11 @@ def _setting(flag: str, targets: tuple[tuple[str, str], ...]) -> Setting:
     section, key = targets[0]
     home = _class(section)
     text = field_help(home)[key] if len(targets) == 1 else "Seed of every random choice made here."
-    default = next(field.default for field in dataclasses.fields(home) if field.name == key)
+    field = next(field for field in dataclasses.fields(home) if field.name == key)
+    default, kind = field.default, typing.get_type_hints(home)[key]
+    kind = OrAuto(field.metadata["auto"]) if "auto" in field.metadata else kind
     shown = {True: "yes", False: "no", "": "none"}.get(default, default) if isinstance(default, (bool, str)) else f"{default:g}"
-    return Setting(flag, f"{section}__{key}", targets, typing.get_type_hints(home)[key], f"{text} [default: {shown}]")
+    return Setting(flag, f"{section}__{key}", targets, kind, f"{text} [default: {shown}]")
 
 
 def _class(section: str) -> type:

@@ -9,27 +9,33 @@ from typing import TYPE_CHECKING
 import click
 
 from moe_router.cli.common import Session, command, register
+from moe_router.cli.data import answer_slices
 from moe_router.config import Config
 from moe_router.workspace import write_text
 
 if TYPE_CHECKING:
     from moe_router.data.prepare import Prepared
-    from moe_router.data.slices import Slices
 
 sources_argument = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
 @command(example="moe-router init --workspace acme")
 @click.option("--force", is_flag=True, help="Write the files anew, even where they exist.")
-def _init(session: Session, force: bool) -> None:
-    """Write moe-router.toml with every default.
+@click.option("--recipe", default="", metavar="NAME", help="Settings for a machine: see experts/recipes. [default: default]")
+def _init(session: Session, force: bool, recipe: str) -> None:
+    """Write moe-router.toml with every default, or a recipe's settings.
 
-    Each setting has a comment. The experts' recipe is written to experts/recipes/default.toml. Existing files are kept.
+    Each setting has a comment. The recipes for different machines are written to experts/recipes/*.toml, to be changed and
+    used with --recipe. Existing files are kept.
     """
-    text = Config().to_toml()
+    from moe_router.experts import recipe as recipes
+
     place = session.workspace
+    settings = recipes.recipe(recipe, place.recipes) if recipe else Config()
+    contents = {place.config: settings.to_toml()}
+    contents |= {place.recipes / f"{name}.toml": recipes.text(name) for name in recipes.names()}
     written, kept = [], []
-    for path, content in ((place.config, text), (place.recipes / "default.toml", recipe(text))):
+    for path, content in contents.items():
         if path.exists() and not force:
             kept.append(str(path))
             session.note(f"kept {path}: --force writes it anew")
@@ -103,21 +109,20 @@ def _prepare(session: Session, sources: tuple[Path, ...]) -> None:
     session.answer(value, prepared_lines(prepared, session))
 
 
-@command("slice", example="moe-router slice --k 6")
-def _slice(session: Session) -> None:
-    """Group the records into slices, one expert each."""
+@command("slice", "experts.rank", "experts.shared_rank", example="moe-router slice --k auto")
+@click.option("--anew", is_flag=True, help="Make new slices even where earlier ones still fit.")
+def _slice(session: Session, anew: bool) -> None:
+    """Group the records into slices, one expert each.
+
+    Records that were added since go to the slices there are, and an edited data/slices.toml is applied; other settings, or
+    --anew, make new slices. `--k auto` trains small adapters on a sample for several k and takes what gains most.
+    """
     from moe_router.data.slices import slice_records
+    from moe_router.experts.probe import AdapterProbe
 
     with session.working() as progress:
-        slices = slice_records(session.workspace, session.config, progress)
-    rows = zip(slices.names, slices.sizes, slices.words, slices.prompts, strict=True)
-    value = {
-        "slices": [{"name": n, "records": s, "words": list(w), "prompts": list(p)} for n, s, w, p in rows],
-        "embedder": slices.embedder,
-        "digest": slices.digest,
-        "fresh": slices.fresh,
-    }
-    session.answer(value, slice_lines(slices))
+        slices = slice_records(session.workspace, session.config, progress, AdapterProbe(session.config), anew)
+    answer_slices(session, slices)
 
 
 @command("base", "experts", "data.template", example="moe-router train-experts --rank 16")
@@ -136,7 +141,13 @@ def _train_experts(session: Session) -> None:
 
 
 @command("gate", example="moe-router train-gate --gate-mode top1")
-def _train_gate(session: Session) -> None:
+@click.option(
+    "--feedback",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help='Reviewed routes, JSON lines such as {"text": "…", "expert": "…"}; expert null: none of them.',
+)
+def _train_gate(session: Session, feedback: Path | None) -> None:
     """Fit and calibrate the gate.
 
     Its target is what each expert gets right on records that no expert was trained on.
@@ -144,7 +155,7 @@ def _train_gate(session: Session) -> None:
     from moe_router.gate.train import train_gate as run_train
 
     with session.working() as progress:
-        gate = run_train(session.workspace, session.config, progress)
+        gate = run_train(session.workspace, session.config, progress, feedback=feedback)
     value = {"path": str(session.workspace.experts), "experts": list(gate.names)}
     session.answer(value, [f"gate over {len(gate.names)} experts in {session.workspace.experts}"])
 
@@ -173,12 +184,6 @@ def _report(session: Session, against: Path | None) -> None:
     session.answer(value, [*made.lines(), *(other.lines() if other else [])])
 
 
-def recipe(toml: str) -> str:
-    """The [experts] part of a settings file, with its comments."""
-    block = next(part for part in toml.split("\n\n") if "\n[experts]\n" in part)
-    return block.rstrip("\n") + "\n"
-
-
 def prepared_lines(prepared: Prepared, session: Session) -> Iterator[str]:
     """What the prepare stage kept and rejected."""
     splits = " · ".join(f"{name} {count:,}" for name, count in prepared.splits.items())
@@ -187,14 +192,6 @@ def prepared_lines(prepared: Prepared, session: Session) -> Iterator[str]:
         reasons = " · ".join(f"{count:,} {reason}" for reason, count in prepared.reasons.items())
         yield f"{prepared.rejected:,} rejected, listed in {session.workspace.rejected}: {reasons}"
     yield f"what went where: {session.workspace.data_report}"
-
-
-def slice_lines(slices: Slices) -> Iterator[str]:
-    """Name, size and typical prompts of every slice."""
-    for name, size, words, prompts in zip(slices.names, slices.sizes, slices.words, slices.prompts, strict=True):
-        yield f"{name}: {size:,} training records ({', '.join(words)})"
-        for prompt in prompts:
-            yield f"    {' '.join(prompt.split())}"
 
 
 init = register(_init, "init")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from moe_router.config import DataConfig
 from moe_router.data.cleaning.answers import refusal, stock_reply
@@ -12,12 +13,17 @@ from moe_router.data.cleaning.collapse import Diversity, Stretch, repeats_itself
 from moe_router.data.cleaning.conflicts import disagreement
 from moe_router.data.cleaning.identity import as_record, identified, kind, likeness
 from moe_router.data.cleaning.languages import UNKNOWN, known_languages, language
-from moe_router.data.cleaning.near import near_groups
+from moe_router.data.cleaning.near import near_labels
 from moe_router.data.cleaning.privacy import known_regions, redact
-from moe_router.data.records import SPLITS, Message, Record
+from moe_router.data.records import Message, Record, first_turn, is_synthetic
+from moe_router.data.shelf import Entry, Shelf, Shelved
+from moe_router.data.split import prompt_key
 from moe_router.data.turns import Item
 from moe_router.errors import ConfigError
 from moe_router.workspace import digest_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RULES = {
     "malformed": "the line cannot be parsed",
@@ -34,11 +40,14 @@ RULES = {
     "duplicate": "history, prompt and response equal an earlier record's",
     "near_duplicate": "the prompt nearly equals an earlier one with the same answer",
     "contradiction": "the answer disagrees with another one to the same prompt",
+    "synthetic": "synthetic, and beyond data.synthetic_share or in a group of real records that are held out",
 }
 """Every rule that rejects an item; the first that applies is the one named."""
 
 HIDDEN = "personal data differs"
 """What is said instead of the two values when answers disagree about something that was redacted."""
+MOST_ANSWERS = 64
+"""Answers to one prompt that a further one is compared with, so that cost grows with the number of records."""
 FLAG = "flagged"
 """Key of `meta` under which a record that stays in spite of a doubt says which."""
 
@@ -76,29 +85,19 @@ class Findings:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Records and rejections; together they are as many as the items."""
+    """Records and rejections; together they are as many as the items. For inputs that fit in memory."""
 
     records: tuple[Record, ...]
     """`split` is the one declared, `group` the conversation; the split stage replaces both."""
     rejected: tuple[Rejection, ...]
-    links: tuple[tuple[str, str], ...]
-    """Pairs of conversations that share a record of which one copy was rejected."""
+    links: np.ndarray
+    """Hashes of conversations that share a record of which one copy was rejected: (links, 2) int64."""
     findings: Findings = field(default_factory=Findings)
 
     @property
     def reasons(self) -> dict[str, int]:
         """Rejections by rule."""
         return dict(sorted(Counter(rejection.rule for rejection in self.rejected).items()))
-
-
-@dataclass
-class _Kept:
-    """A record that passed so far, and how many others said the same."""
-
-    record: Record
-    item: Item
-    language: str
-    support: int = 1
 
 
 def clean(items: Iterable[Item], settings: DataConfig | None = None) -> Cleaned:
@@ -108,34 +107,39 @@ def clean(items: Iterable[Item], settings: DataConfig | None = None) -> Cleaned:
     contradictory answers the one given most often stays, else the first.
     Raises ConfigError for a language that cannot be detected and for a country that is none.
     """
-    return _Cleaner(settings or DataConfig()).run(items)
+    rejected: list[Rejection] = []
+    with Shelf() as shelf:
+        findings = sweep(items, settings or DataConfig(), shelf, rejected.append)
+        return Cleaned(tuple(shelf.records()), tuple(rejected), shelf.links(), findings)
+
+
+def sweep(items: Iterable[Item], settings: DataConfig, shelf: Shelf, reject: Callable[[Rejection], None]) -> Findings:
+    """`clean` for any number of items: what stays is put on the shelf, each rejection is handed over as it is made."""
+    return _Cleaner(settings, shelf, reject).run(items)
 
 
 class _Cleaner:
     """One pass over the items for the rules that look at one record, then the rules that compare records."""
 
-    def __init__(self, settings: DataConfig) -> None:
-        self.settings = settings
+    def __init__(self, settings: DataConfig, shelf: Shelf, reject: Callable[[Rejection], None]) -> None:
+        self.settings, self.shelf, self.hand_over = settings, shelf, reject
         self.regions = _regions(settings)
         self.allowed = _listed(settings.pii_allow)
         self.languages = _languages(settings)
-        self.kept: dict[str, _Kept] = {}
-        self.rejected: list[Rejection] = []
-        self.links: list[tuple[str, str]] = []
         self.findings = Findings()
 
-    def run(self, items: Iterable[Item]) -> Cleaned:
+    def run(self, items: Iterable[Item]) -> Findings:
         for item in items:
             self._one(item)
         if self.settings.near_duplicates == "drop":
             self._near_duplicates()
         self._contradictions()
-        self.findings.languages.update(kept.language for kept in self.kept.values())
-        records = tuple(kept.record for kept in self.kept.values())
-        return Cleaned(records, tuple(self.rejected), tuple(self.links), self.findings)
+        self.findings.languages.update(self.shelf.languages())
+        return self.findings
 
     def _one(self, item: Item) -> None:
         record, repaired = as_record(item)
+        raw, where = (item.prompt, item.response), (item.file, item.line)
         rule, reason = self._refusal(item, record)
         redacted = 0
         if not rule and self.settings.pii != "keep":
@@ -145,15 +149,16 @@ class _Cleaner:
                 found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
                 rule, reason = "personal_data", f"holds {found}"
         if rule:
-            self._reject(item, rule, reason)
+            self._reject(where, raw, rule, reason)
             return
-        key = digest_json(likeness(record))
-        first = self.kept.get(key)
+        same = likeness(record)
+        key = digest_json(same)
+        first = self.shelf.find(key)
         if first:
-            hidden = redacted and disagreement(item.prompt, first.item.response, item.response)
+            hidden = redacted and disagreement(item.prompt, first.raw[1], item.response)
             rule, reason = ("contradiction", f"{HIDDEN}: disagrees with") if hidden else ("duplicate", "equal to")
-            self._same(first, record)
-            self._reject(item, rule, f"{reason} {first.record.source}")
+            self.shelf.join(first.row, record)
+            self._reject(where, raw, rule, f"{reason} {first.record.source}")
             return
         self.findings.repaired += repaired
         if redacted:
@@ -162,7 +167,18 @@ class _Cleaner:
         if repeats_itself(record.response):
             self.findings.repetitive += 1
             record = replace(record, meta={**record.meta, FLAG: "the answer repeats itself"})
-        self.kept[key] = _Kept(record, item, _language(record))
+        entry = Entry(
+            record=record,
+            likeness=key,
+            asked=digest_json(same[:-1]),
+            kind=kind(record),
+            opening=first_turn(record),
+            opening_key=prompt_key(record),
+            raw=raw,
+            language=_language(record),
+            synthetic=is_synthetic(record),
+        )
+        self.shelf.put(entry)
 
     def _refusal(self, item: Item, record: Record) -> tuple[str, str]:
         """Rule and reason that reject the item by itself; both empty when it is fine."""
@@ -203,55 +219,46 @@ class _Cleaner:
 
         A looser rule would lose facts: two long answers may differ in the one word that matters.
         """
-        keys = list(self.kept)
-        prompts = [self.kept[key].record.prompt for key in keys]
-        kinds = [kind(self.kept[key].record) for key in keys]
-        for at, first in enumerate(near_groups(prompts, kinds)):
-            if first != at:
-                self._drop(keys[at], keys[first], "near_duplicate", f"nearly equal to {self.kept[keys[first]].record.source}")
+        rows = self.shelf.column("row")
+        first = near_labels(self.shelf.prompts(rows), self.shelf.column("kind"))  # (records,)
+        for at in (first != range(len(first))).nonzero()[0]:
+            one, other = int(rows[first[at]]), int(rows[at])
+            self._drop(other, one, "near_duplicate", f"nearly equal to {self.shelf.get(one).record.source}")
 
     def _contradictions(self) -> None:
-        prompts: dict[str, list[str]] = defaultdict(list)
-        for key, kept in self.kept.items():
-            prompts[digest_json(likeness(kept.record)[:-1])].append(key)
-        for keys in prompts.values():
-            sound: list[str] = []
-            for key in sorted(keys, key=lambda key: -self.kept[key].support) if len(keys) > 1 else ():
-                against = next(self._against(key, sound), None)
+        for several in self.shelf.asked_alike():
+            sound: list[Shelved] = []
+            for this in sorted(several, key=lambda shelved: -shelved.support):
+                against = next(self._against(this, sound), None)
                 if against:
                     other, matter = against
-                    self._drop(key, other, "contradiction", f"{matter}: disagrees with {self.kept[other].record.source}")
-                else:
-                    sound.append(key)
+                    reason = f"{matter}: disagrees with {other.record.source}"
+                    self._drop(this.row, other.row, "contradiction", reason)
+                elif len(sound) < MOST_ANSWERS:
+                    sound.append(this)
 
-    def _against(self, key: str, sound: Sequence[str]) -> Iterator[tuple[str, str]]:
-        this = self.kept[key]
-        for other in sound:
-            that = self.kept[other]
+    def _against(self, this: Shelved, sound: Sequence[Shelved]) -> Iterator[tuple[Shelved, str]]:
+        for that in sound:
             matter = disagreement(this.record.prompt, that.record.response, this.record.response)
             if matter:
-                yield other, matter
-            elif disagreement(this.record.prompt, that.item.response, this.item.response):
-                yield other, HIDDEN
+                yield that, matter
+            elif disagreement(this.record.prompt, that.raw[1], this.raw[1]):
+                yield that, HIDDEN
 
-    def _drop(self, key: str, first: str, rule: str, reason: str) -> None:
+    def _drop(self, row: int, first: int, rule: str, reason: str) -> None:
         """Reject a record that was kept so far on account of another one."""
-        gone = self.kept.pop(key)
-        self._same(self.kept[first], gone.record)
-        self._reject(gone.item, rule, reason)
+        gone = self.shelf.get(row)
+        self.shelf.remove(row)
+        self.shelf.join(first, gone.record)
+        file, _, line = gone.record.source.rpartition(":")
+        self._reject((file, int(line)), gone.raw, rule, reason)
 
-    def _same(self, first: _Kept, record: Record) -> None:
-        split = max(first.record.split, record.split, key=("", *SPLITS).index)
-        first.record = replace(first.record, split=split)
-        first.support += 1
-        self.links.append((first.record.group, record.group))
-
-    def _reject(self, item: Item, rule: str, reason: str) -> None:
-        """Keep what was rejected, without personal data unless that is to be kept."""
-        texts = [text for text in (item.prompt, item.response) if text]
+    def _reject(self, where: tuple[str, int], raw: tuple[str, str], rule: str, reason: str) -> None:
+        """Hand over what was rejected, without personal data unless that is to be kept."""
+        texts = [text for text in raw if text]
         if self.settings.pii != "keep":
             texts, _ = redact([text[: self.settings.max_chars] for text in texts], self.regions, self.allowed)
-        self.rejected.append(Rejection(item.file, item.line, rule, reason, "\n".join(texts)))
+        self.hand_over(Rejection(*where, rule, reason, "\n".join(texts)))
 
 
 def _language(record: Record) -> str:

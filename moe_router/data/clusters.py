@@ -9,24 +9,36 @@ from moe_router.config import SliceConfig
 ROUNDS = 20
 STARTS = 4
 """Starts of k-means, of which the best is balanced."""
+FITTED = 100_000
+"""Points that k-means itself sees; the rest join the nearest of its clusters before all are balanced."""
 SHARED_DIRECTIONS = 2
+_ROWS = 1 << 16
+"""Rows that are worked on at once where a copy of all would double the memory."""
 
 
-def subjects(prompts: np.ndarray, responses: np.ndarray, k: int) -> np.ndarray:
+def most_shared(k: int) -> int:
+    """Directions that k clusters can spare: they spread over k − 1, and at most a third of these are given up."""
+    return min(SHARED_DIRECTIONS, (k - 1) // 3)
+
+
+def subjects(prompts: np.ndarray, responses: np.ndarray, k: int, shared: int | None = None) -> np.ndarray:
     """What records are about, with how they are worded taken out: the space that slices are found in.
 
-    Prompt and response both say what a record is about. The mean and the strongest directions of their embeddings hold
-    what texts of any subject share, such as asking for an amount (all-but-the-top, Mu & Viswanath 2018). As k clusters
-    spread over k − 1 directions, at most a third of these are given up.
+    Prompt and response both say what a record is about. The mean and the `shared` strongest directions of their embeddings
+    hold what texts of any subject share, such as asking for an amount (all-but-the-top, Mu & Viswanath 2018); without a
+    number, as many as k clusters can spare.
     *Shape:* (records, dimension) twice → (records, dimension), unit length.
     """
-    both = unit(prompts + responses)
-    both = both - both.mean(0)
-    shared = min(SHARED_DIRECTIONS, (k - 1) // 3)
+    both = _to_unit(prompts + responses)
+    both -= both.mean(0)
+    shared = most_shared(k) if shared is None else shared
     if shared:
-        directions = np.linalg.svd(both, full_matrices=False)[2][:shared]  # (shared, dimension)
-        both = both - both @ directions.T @ directions
-    return unit(both)
+        directions = np.linalg.eigh(both.T @ both)[1][:, ::-1][:, :shared]  # (dimension, shared)
+        for direction in directions.T:
+            for start in range(0, len(both), _ROWS):
+                part = both[start : start + _ROWS]
+                part -= np.outer(part @ direction, direction)
+    return _to_unit(both)
 
 
 def balanced_kmeans(points: np.ndarray, settings: SliceConfig) -> np.ndarray:
@@ -37,7 +49,12 @@ def balanced_kmeans(points: np.ndarray, settings: SliceConfig) -> np.ndarray:
     """
     from sklearn.cluster import KMeans
 
-    labels = KMeans(settings.k, n_init=STARTS, random_state=settings.seed).fit(points).labels_
+    found = KMeans(settings.k, n_init=STARTS, random_state=settings.seed)
+    if len(points) <= FITTED:
+        labels = found.fit(points).labels_
+    else:
+        draw = np.random.default_rng(settings.seed).choice(len(points), FITTED, replace=False)
+        labels = found.fit(points[np.sort(draw)]).predict(points)
     capacity = int(np.ceil(settings.max_ratio * len(points) / settings.k))
     for _ in range(ROUNDS):
         moved = assign_with_capacity(points @ centroids(points, labels, settings.k).T, capacity)
@@ -52,6 +69,9 @@ def assign_with_capacity(similarity: np.ndarray, capacity: int) -> np.ndarray:
 
     `capacity` is a number of points, with room for all of them over all clusters. *Shape:* similarity (n, k) → labels (n,).
     """
+    nearest = similarity.argmax(1)
+    if np.bincount(nearest).max(initial=0) <= capacity:
+        return nearest
     ranked = -np.sort(-similarity, axis=1)
     regret = ranked[:, 0] - ranked[:, 1:2].sum(1)  # of one cluster alone there is no second
     labels = np.empty(len(similarity), dtype=np.int64)
@@ -71,3 +91,10 @@ def centroids(points: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows brought to unit length, zeros left as they are. *Shape:* (n, dimension) → same, float32."""
     return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _to_unit(vectors: np.ndarray) -> np.ndarray:
+    """`unit` in place, for arrays that nobody else holds."""
+    for start in range(0, len(vectors), _ROWS):
+        vectors[start : start + _ROWS] = unit(vectors[start : start + _ROWS])
+    return vectors

@@ -33,6 +33,10 @@ class DataReport:
     rejects: dict[str, list[dict[str, Any]]]
     """Lines of rejected.jsonl, at most EXAMPLES of each rule."""
     rejected_by_file: Counter[str]
+    slices: dict[str, Any] | None = None
+    """slices.json, where slices of these records have been made."""
+    map: str = ""
+    """The slices as SVG."""
 
     @property
     def read(self) -> int:
@@ -70,7 +74,20 @@ def gather(workspace: Workspace, seed: int = 0) -> DataReport:
             by_file[reject["file"]] += 1
             seen[reject["rule"]] += 1
             _sample(rejects[reject["rule"]], reject, seen[reject["rule"]], rng)
-    return DataReport(read_json(workspace.prepared), lengths, dict(sorted(rejects.items())), by_file)
+    prepared = read_json(workspace.prepared)
+    slices, drawn = _slices(workspace, prepared["records_sha256"])
+    return DataReport(prepared, lengths, dict(sorted(rejects.items())), by_file, slices, drawn)
+
+
+def _slices(workspace: Workspace, records_sha256: str) -> tuple[dict[str, Any] | None, str]:
+    """slices.json and the map, if the slices are of these records."""
+    if not workspace.slices.exists() or not workspace.slice_map.exists():
+        return None, ""
+    found = read_json(workspace.slices)
+    if not isinstance(found, dict) or found.get("records_sha256") != records_sha256:
+        return None, ""
+    drawn = workspace.slice_map.read_text(encoding="utf-8")
+    return found, drawn.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)  # which a page does without
 
 
 def _sample(sample: list[dict[str, Any]], reject: dict[str, Any], seen: int, rng: random.Random) -> None:
@@ -129,6 +146,34 @@ def _grouping(report: DataReport) -> str:
     )
 
 
+def _slice_rows(slices: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for name, size, own, prompts in zip(*(slices[key] for key in ("names", "sizes", "words", "prompts")), strict=True):
+        yield name, f"{size:,}", ", ".join(own), _short(prompts[0]) if prompts else ""
+
+
+def _slice_line(slices: Mapping[str, Any]) -> str:
+    """How even the slices are, and how far new records have drifted."""
+    line = f"The largest slice holds {slices['largest_to_mean']:.2f} times the mean."
+    drift = slices["drift"]
+    if drift["new"]:
+        line += (
+            f" {drift['new']:,} training records came later, {drift['outside']:.0%} of them beyond the slices' reach "
+            f"(5 % without drift); spread {drift['spread']:.2f}."
+        )
+    return line
+
+
+def _curve_rows(slices: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for tried in slices["curve"]:
+        gain = f"{tried['gain']:+.1%} ± {tried['error']:.1%}"
+        yield f"{tried['k']}", f"{tried['perplexity']:.2f}", gain, "chosen" if tried["chosen"] else ""
+
+
+_SLICE_HEAD = ("slice", "training records", "words", "for example")
+_CURVE_HEAD = ("slices", "perplexity", "gain", "")
+_CURVE_NOTE = "What each number of slices gained, by adapters trained on a sample and held-out records"
+
+
 def _explained(rule: str) -> str:
     from moe_router.data.clean import RULES
 
@@ -147,6 +192,10 @@ def markdown(report: DataReport) -> str:
     lines += ["", "## Noticed", "", *_table(("what", "how many", "done"), _noticed(report))]
     lines += ["", "## Duplicates and groups", "", _grouping(report)]
     lines += ["", "## Languages", "", *_table(("language", "records"), _counts(prepared["findings"]["languages"]))]
+    if report.slices:
+        lines += ["", "## Slices", "", _slice_line(report.slices), "", *_table(_SLICE_HEAD, _slice_rows(report.slices))]
+        if report.slices["curve"]:
+            lines += ["", f"{_CURVE_NOTE}:", "", *_table(_CURVE_HEAD, _curve_rows(report.slices))]
     for column, counts in report.lengths.items():
         lines += ["", f"## Length of {column}s in words", "", *_table(("words", "records"), _counts(_bins(counts)))]
     for rule, rejects in report.rejects.items():
@@ -212,12 +261,22 @@ def _sections(report: DataReport) -> Iterator[str]:
     yield "</div>"
     languages = {name: (count, "") for name, count in prepared["findings"]["languages"].items()}
     yield _section("Languages", _bars(languages, "train"))
+    if report.slices:
+        yield _section("Slices", _slices_html(report.slices, report.map))
     if report.rejects:
         yield _section("Rejects, at random", "".join(_examples(report, rule) for rule in report.rejects))
 
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
+
+
+def _slices_html(slices: Mapping[str, Any], drawn: str) -> str:
+    body = f"<p>{html.escape(_slice_line(slices))}</p><figure>{drawn}</figure>"
+    body += _html_table(_SLICE_HEAD, _slice_rows(slices), numbers=(1,))
+    if slices["curve"]:
+        body += f"<h3>{_CURVE_NOTE}</h3>" + _html_table(_CURVE_HEAD, _curve_rows(slices), numbers=(0, 1, 2))
+    return body
 
 
 def _stacked(parts: Mapping[str, int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from moe_router.data.pieces import TURN, TURNS, Piece, pieces
 from moe_router.data.records import Message
 from moe_router.errors import BaseModelError
 from moe_router.workspace import digest_file, digest_json
@@ -22,7 +24,7 @@ DEFAULT = "all-MiniLM-L6-v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the official model.safetensors; the packaged copy must be the same file."""
 CONTEXT_CHARACTERS = 600
-"""Earlier turns are embedded while all turns fit in this; more would push the query out of a 256-token window."""
+"""How much of the end of a long prompt is worth routing by, for a caller that cannot tell its turns apart."""
 BATCH = 64
 _LOADING = threading.Lock()
 """Held while a model loads, as `_quiet` turns switches of the whole process."""
@@ -47,17 +49,24 @@ class SentenceEmbedder:
         self.id, self.digest = id, digest
         self.dimension = int(model.get_embedding_dimension() or 0)
         self._model = model
+        self._window = max(1, int(model.max_seq_length or 512) - 2)  # two tokens mark a text's start and end
         self._lock = threading.Lock()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """*Shape:* (texts, dimension) float32, each of unit length; a text past the model's window loses its end."""
+        """Of a text with several turns or windows the weighted mean of their vectors, brought to unit length.
+
+        *Shape:* (texts, dimension) float32, each of unit length.
+        """
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
+        cut = [self._pieces(text) for text in texts]
+        single = list(dict.fromkeys(piece.text for parts in cut for piece in parts))
         with self._lock:
-            found = self._model.encode(
-                list(texts), batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            vectors = self._model.encode(
+                single, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
             )
-        return np.asarray(found, dtype=np.float32)
+        place = {text: row for row, text in enumerate(single)}
+        return np.stack([_mean(parts, vectors[[place[piece.text] for piece in parts]]) for parts in cut])
 
     @property
     def encoder(self) -> Any:
@@ -65,8 +74,21 @@ class SentenceEmbedder:
         return self._model[0].auto_model
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens that the model sees of each text, its window respected."""
-        return [len(ids) for ids in self._model.tokenizer(list(texts), truncation=True)["input_ids"]]
+        """Tokens that the model reads of each text, over all its pieces."""
+        cut = [[piece.text for piece in self._pieces(text)] for text in texts]
+        return [sum(map(len, self._model.tokenizer(parts, truncation=True)["input_ids"])) for parts in cut]
+
+    def _pieces(self, text: str) -> list[Piece]:
+        return pieces(text, self._window, self._windows)
+
+    def _windows(self, text: str) -> list[str]:
+        """A text cut where the model's window ends; left whole, to be truncated, where the tokenizer cannot say where."""
+        if not self._model.tokenizer.is_fast:
+            return [text]
+        found = self._model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = found["offset_mapping"]
+        bounds = [spans[i][0] for i in range(self._window, len(spans), self._window)]
+        return [text[a:b] for a, b in itertools.pairwise([0, *bounds, len(text)])]
 
 
 def load_embedder(name: str = DEFAULT, device: str = "cpu") -> SentenceEmbedder:
@@ -106,17 +128,16 @@ def embedder_digest(name: str) -> str:
 
 
 def query_text(messages: Sequence[Message]) -> str:
-    """What of a conversation is embedded: its last user turn, after as many earlier ones as CONTEXT_CHARACTERS hold.
+    """What of a conversation is embedded: its last TURNS user turns, oldest first, separated by TURN."""
+    return TURN.join([message.content for message in messages if message.role == "user"][-TURNS:])
 
-    Embedders cut a long text at its end, so the last turn is never pushed out by what came before it.
-    """
-    turns = [message.content for message in messages if message.role == "user"]
-    kept = turns[-1:]
-    for turn in turns[-2::-1]:
-        if sum(map(len, kept)) + len(turn) > CONTEXT_CHARACTERS:
-            break
-        kept.insert(0, turn)
-    return "\n".join(kept)
+
+def _mean(parts: Sequence[Piece], vectors: np.ndarray) -> np.ndarray:
+    """*Shape:* vectors (pieces, dimension) → (dimension,) float32, unit length."""
+    if len(parts) == 1:
+        return vectors[0].astype(np.float32)
+    mean = np.array([piece.weight for piece in parts]) @ vectors
+    return (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ WORDS = 6
 NAME_WORDS = 2
 LONGEST = 24
 """Characters of one word in a name."""
+OTHER = "other"
+"""The slice of records that are like no other."""
 TAKEN = ("shared",)
 """Names that other folders of a library have."""
 
@@ -39,16 +41,35 @@ def distinguishing_words(texts: Sequence[str], labels: np.ndarray, k: int) -> tu
     return tuple(tuple(str(vocabulary[i]) for i in row if scores[label, i] > 0) for label, row in enumerate(ranked))
 
 
-def slice_names(words: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """A distinct folder name for each slice: its first two unlike words, accents folded; a number where that fails."""
-    names: list[str] = []
-    for number, own in enumerate(words, 1):
-        chosen: list[str] = []
+def slice_names(words: Sequence[Sequence[str]], other: int = -1, taken: Sequence[str] = ()) -> tuple[str, ...]:
+    """A distinct folder name for each slice: its first two unlike words, accents folded; a number where that fails.
+
+    The slice at `other` is called OTHER; `taken` are the names of slices besides these.
+    """
+    chosen = []
+    for number, own in enumerate(words):
+        parts: list[str] = []
         for word in filter(None, map(_plain, own)):
-            if len(chosen) < NAME_WORDS and not any(_alike(word, other) for other in chosen):
-                chosen.append(word)
-        name = "-".join(chosen) or f"slice-{number}"
-        names.append(f"{name}-{number}" if name in (*names, *TAKEN) else name)
+            if len(parts) < NAME_WORDS and not any(_alike(word, one) for one in parts):
+                parts.append(word)
+        chosen.append(OTHER if number == other else "-".join(parts))
+    return _distinct(chosen, taken)
+
+
+def label_names(labels: Sequence[str], other: int = -1) -> tuple[str, ...]:
+    """A distinct folder name for each label; the one at `other` is called OTHER."""
+    parts = [[_plain(part) for part in re.split(r"[\W_]+", label)] for label in labels]
+    return _distinct([OTHER if at == other else "-".join(filter(None, own)) for at, own in enumerate(parts)])
+
+
+def _distinct(wanted: Sequence[str], taken: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names wanted, numbered where one is empty or has been given already."""
+    names: list[str] = []
+    for number, name in enumerate(wanted, 1):
+        stem = name or "slice"
+        numbered = (f"{stem}-{n}" for n in range(number, number + len(wanted) + len(taken) + 1))
+        used = (*names, *TAKEN, *taken)
+        names.append(name if name and name not in used else next(one for one in numbered if one not in used))
     return tuple(names)
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moe_router.config import Config, DataConfig
-from moe_router.data.clean import Cleaned, Findings, clean
+from moe_router.data.arrange import UNUSED, Plan, arrange
+from moe_router.data.clean import Findings, Rejection, sweep
 from moe_router.data.data_report import report_files, write_data_report
 from moe_router.data.readers import Source, expand
-from moe_router.data.records import SPLITS, Record, save_records
-from moe_router.data.split import group_records, sample_groups, split_records
+from moe_router.data.records import Record, save_records
+from moe_router.data.shelf import Shelf
 from moe_router.data.turns import Item
 from moe_router.errors import InputError, WorkspaceError
 from moe_router.progress import Progress, Silent
-from moe_router.workspace import Workspace, atomic, digest_file, digest_json, read_json, write_json, write_text
+from moe_router.workspace import Workspace, atomic, digest_file, digest_json, read_json, write_json
 
 FORMAT = 2
 _SILENT = Silent()
@@ -84,14 +88,41 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
     for source in read:
         next(iter(source), None)  # a source that cannot be used should not wait for those before it
     _check_fields(read, config.data)
-    cleaned = clean(_items(read, progress), config.data)
-    grouped = group_records(cleaned.records, cleaned.links)
-    records = split_records(sample_groups(grouped, config.data.limit, config.data.seed), config.data)
-    _check_enough(records, cleaned)
-    prepared = _summary(records, cleaned, read, hashes)
-    prepared = _write(workspace, replace(prepared, inputs=inputs), records, cleaned)
+    with Shelf() as shelf, tempfile.TemporaryFile("w+", encoding="utf-8") as rejects:
+        refuse = _Refusals(rejects)
+        findings = sweep(_items(read, progress), config.data, shelf, refuse)
+        plan = arrange(shelf, config.data, refuse)
+        _check_enough(plan, refuse.reasons)
+        pairs = zip(read, hashes, strict=True)
+        sources = [{"file": source.name, "sha256": sha256, "items": source.count} for source, sha256 in pairs]
+        notes = filter(None, (*(source.note for source in read), *_finding_notes(findings), *_plan_notes(plan, shelf)))
+        made = Prepared(
+            records=plan.count,
+            rejected=refuse.reasons.total(),
+            splits=plan.splits,
+            reasons=dict(sorted(refuse.reasons.items())),
+            notes=tuple(notes),
+            digest="",
+            unused=int((plan.codes == UNUSED).sum()),
+            sources=tuple(sources),
+            findings=_findings(findings, plan),
+            inputs=inputs,
+        )
+        prepared = _write(workspace, made, plan.records(shelf), rejects)
     write_data_report(workspace, config.data.seed)
     return prepared
+
+
+class _Refusals:
+    """Writes rejections to a file as they come, and counts them by rule."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self.reasons: Counter[str] = Counter()
+
+    def __call__(self, rejection: Rejection) -> None:
+        self._file.write(f"{json.dumps(asdict(rejection), ensure_ascii=False)}\n")
+        self.reasons[rejection.rule] += 1
 
 
 def _items(read: Sequence[Source], progress: Progress) -> Iterator[Item]:
@@ -100,42 +131,48 @@ def _items(read: Sequence[Source], progress: Progress) -> Iterator[Item]:
         progress.advance(1, f"{source.name}: {source.count}")
 
 
-def _write(workspace: Workspace, prepared: Prepared, records: Sequence[Record], cleaned: Cleaned) -> Prepared:
+def _write(workspace: Workspace, prepared: Prepared, records: Iterable[Record], rejects: IO[str]) -> Prepared:
     """Write the stage's files; none takes its place before all are written, and prepared.json does so last."""
-    lines = [json.dumps(asdict(rejection), ensure_ascii=False) for rejection in cleaned.rejected]
+    told = _Told()
     with atomic(workspace.prepared) as summary, atomic(workspace.records) as table, atomic(workspace.rejected) as refused:
-        write_text(refused, "".join(f"{line}\n" for line in lines))
-        save_records(table, records)
-        prepared = replace(prepared, records_sha256=digest_file(table), fresh=True)
+        rejects.seek(0)
+        with refused.open("w", encoding="utf-8") as file:
+            shutil.copyfileobj(rejects, file)
+        save_records(table, told.listen(records))
+        sources = tuple({**source, "records": told.files[source["file"]]} for source in prepared.sources)
+        prepared = replace(prepared, digest=told.digest, sources=sources, records_sha256=digest_file(table), fresh=True)
         stored = asdict(prepared)
         del stored["fresh"]
         write_json(summary, {"format": FORMAT, **stored})
     return prepared
 
 
-def _summary(records: Sequence[Record], cleaned: Cleaned, read: Sequence[Source], hashes: Sequence[str]) -> Prepared:
-    kept = Counter(record.source.rpartition(":")[0] for record in records)
-    splits = Counter(record.split for record in records)
-    return Prepared(
-        records=len(records),
-        rejected=len(cleaned.rejected),
-        splits={split: splits[split] for split in SPLITS},
-        reasons=cleaned.reasons,
-        notes=tuple(
-            filter(None, (*(source.note for source in read), *_finding_notes(cleaned.findings), *_group_notes(records)))
-        ),
-        digest=digest_json([[r.id, r.split, r.group, r.meta] for r in records]),
-        unused=len(cleaned.records) - len(records),
-        sources=tuple(
-            {"file": source.name, "sha256": sha256, "items": source.count, "records": kept[source.name]}
-            for source, sha256 in zip(read, hashes, strict=True)
-        ),
-        findings=_findings(cleaned, records),
-    )
+class _Told:
+    """What is to be known of records that pass by once: how many come from each file, and a digest of their content."""
+
+    def __init__(self) -> None:
+        self.files: Counter[str] = Counter()
+        self._digest = hashlib.sha256()
+        self._before = "["
+
+    def listen(self, records: Iterable[Record]) -> Iterator[Record]:
+        for record in records:
+            self.files[record.source.rpartition(":")[0]] += 1
+            told = json.dumps([record.id, record.split, record.group, record.meta], sort_keys=True, ensure_ascii=False)
+            self._digest.update(f"{self._before}{told}".encode())
+            self._before = ", "
+            yield record
+
+    @property
+    def digest(self) -> str:
+        """As `digest_json` of all of them would be."""
+        whole = self._digest.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
 
 
-def _findings(cleaned: Cleaned, records: Sequence[Record]) -> dict[str, Any]:
-    found, sizes = cleaned.findings, Counter(record.group for record in records)
+def _findings(found: Findings, plan: Plan) -> dict[str, Any]:
+    sizes = plan.group_sizes
     return {
         "repaired": found.repaired,
         "redacted": dict(sorted(found.redacted.items())),
@@ -143,8 +180,9 @@ def _findings(cleaned: Cleaned, records: Sequence[Record]) -> dict[str, Any]:
         "repetitive": found.repetitive,
         "distinct": found.diversity.reference,
         "fallen": [asdict(stretch) for stretch in found.fallen],
-        "groups": len(sizes),
-        "largest_group": max(sizes.values(), default=0),
+        "groups": int((sizes > 0).sum()),
+        "largest_group": int(sizes.max(initial=0)),
+        "synthetic": plan.synthetic_count,
     }
 
 
@@ -161,12 +199,20 @@ def _finding_notes(found: Findings) -> Iterator[str]:
         )
 
 
-def _group_notes(records: Sequence[Record]) -> list[str]:
-    group, size = Counter(record.group for record in records).most_common(1)[0]
-    if size <= LARGE_GROUP * len(records):
-        return []
-    first = next(record for record in records if record.group == group)
-    return [f"{size} records hang together through equal prompts or conversations (one is {first.source}): they share a split"]
+def _plan_notes(plan: Plan, shelf: Shelf) -> Iterator[str]:
+    sizes = plan.group_sizes
+    if plan.count and sizes.max() > LARGE_GROUP * plan.count:
+        first = int(plan.rows[(plan.groups.index == sizes.argmax()) & (plan.codes > 0)][0])
+        yield (
+            f"{sizes.max()} records hang together through equal prompts or conversations (one is "
+            f"{shelf.get(first).record.source}): they share a split"
+        )
+    if plan.synthetic_count:
+        share = plan.synthetic_count / plan.splits["train"]
+        yield (
+            f"{plan.synthetic_count:,} training records ({share:.0%}) are synthetic: experts learn the writer's mistakes and "
+            "its style with them; no other split holds any"
+        )
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
@@ -206,17 +252,16 @@ def _check_fields(read: Sequence[Source], data: DataConfig) -> None:
             raise InputError(f"no source has a field {named!r} (found instead: {found}): correct {flag} or leave it out")
 
 
-def _check_enough(records: Sequence[Record], cleaned: Cleaned) -> None:
-    if len(records) < FEWEST:
-        rejected = ", ".join(f"{count} {rule}" for rule, count in cleaned.reasons.items()) or "none"
+def _check_enough(plan: Plan, reasons: Counter[str]) -> None:
+    if plan.count < FEWEST:
+        rejected = ", ".join(f"{count} {rule}" for rule, count in sorted(reasons.items())) or "none"
         raise InputError(
-            f"only {len(records)} records are left of {len(cleaned.records) + len(cleaned.rejected)} (rejected: {rejected}), "
+            f"only {plan.count} records are left of {len(plan.codes) - plan.refused + reasons.total()} (rejected: {rejected}), "
             f"{FEWEST} are needed: add sources or raise data.limit"
         )
-    empty = [split for split in SPLITS if not any(record.split == split for record in records)]
+    empty = [split for split, count in plan.splits.items() if not count]
     if empty:
-        groups = len({record.group for record in records})
         raise InputError(
-            f"no records for {', '.join(empty)}: the data forms {groups} groups of equal prompts or conversations; "
-            "add sources, raise data.limit, or remove their own split field"
+            f"no records for {', '.join(empty)}: the data forms {(plan.group_sizes > 0).sum()} groups of equal prompts or "
+            "conversations; add sources, raise data.limit, or remove their own split field"
         )

@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -57,6 +58,16 @@ class RankLayout:
         return found
 
 
+class Mixing(Protocol):
+    """How the rows of a batch use the adapters: `SlotRoute` in training and scoring, faster ways in the engine."""
+
+    def output(self, layer: GatedLinear, x: torch.Tensor) -> torch.Tensor:
+        """What the layer gives: its base's output and each row's mixture of adapters.
+
+        *Shape:* (rows, seq, d_in) → (rows, seq, d_out).
+        """
+
+
 @dataclass(frozen=True)
 class SlotRoute:
     """The mixtures of a batch, on the rank axis."""
@@ -68,6 +79,17 @@ class SlotRoute:
     every: bool = False
     """Wide form: every row uses every slot, so nothing needs masking."""
     dropout: Dropout | None = None
+
+    def output(self, layer: GatedLinear, x: torch.Tensor) -> torch.Tensor:
+        """As Mixing says; differentiable."""
+        y = layer.base(x)
+        if self.dropout is not None:
+            x = self.dropout(x, layer.index)
+        if self.slots is None:
+            return y + wide(x, layer.A[:-1].to(x.dtype), layer.B[:-1].to(x.dtype), self.gates, self.every)
+        down = F.embedding(self.slots, layer.A).to(x.dtype)  # (rows, K, d_in)
+        up = F.embedding(self.slots, layer.B).to(x.dtype)  # (rows, K, d_out)
+        return gathered(x, y, down, up, self.gates)
 
 
 @dataclass(frozen=True)
@@ -105,17 +127,12 @@ class GatedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """*Shape:* (rows, seq, d_in) → (rows, seq, d_out)."""
-        y = self.base(x)
-        route = self._state.route
-        if route is None:
-            return y
-        if route.dropout is not None:
-            x = route.dropout(x, self.index)
-        if route.slots is None:
-            return y + wide(x, self.A[:-1].to(x.dtype), self.B[:-1].to(x.dtype), route.gates, route.every)
-        down = F.embedding(route.slots, self.A).to(x.dtype)  # (rows, K, d_in)
-        up = F.embedding(route.slots, self.B).to(x.dtype)  # (rows, K, d_out)
-        return gathered(x, y, down, up, route.gates)
+        return self.base(x) if self.route is None else self.route.output(self, x)
+
+    @property
+    def route(self) -> Mixing | None:
+        """What the model's rows use now."""
+        return self._state.route
 
 
 def gathered(x: torch.Tensor, y: torch.Tensor, down: torch.Tensor, up: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
@@ -153,7 +170,7 @@ def wide(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, gates: torch.Tensor,
 class _State:
     """What all layers of one model share."""
 
-    route: SlotRoute | None = None
+    route: Mixing | None = None
 
 
 class RoutedModel:
@@ -211,26 +228,40 @@ class RoutedModel:
         `weights` is (rows, experts), `shared` (rows,) the shared expert's weight (default 1). `form` is `wide`,
         `gathered`, or `auto`: by the ratio of all slots to the slots that a row uses.
         """
-        weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
-        rows = len(weights)
-        always = torch.ones(rows) if shared is None else torch.as_tensor(np.asarray(shared), dtype=torch.float32)
-        spread = torch.cat([always[:, None].expand(-1, self.shared_rank), _spread(weights, self.expert_ranks)], 1)
-        used = spread != 0  # (rows, R)
-        most = int(used.sum(1).max()) if rows and self.layout.total else 0
+        gates = self.gates(weights, shared)
+        used = gates != 0  # (rows, R)
+        most = int(used.sum(1).max()) if used.numel() else 0
         if most == 0:
             return None
         device, dtype = self.base.device, self.base.dtype
         every = bool(used.all())
         if every or form == "wide" or (form == "auto" and self.layout.total <= WIDE_RATIO * most):
-            gates = spread * self._scale[:-1]
             return SlotRoute(None, gates[:, None].to(device, dtype), every)
-        order = torch.argsort(used.to(torch.int8), dim=1, descending=True, stable=True)[:, :most]
-        slots = torch.where(used.gather(1, order), order, self.layout.total)  # (rows, K)
-        gates = spread.gather(1, order) * self._scale[slots]
+        slots, gates = self.select(gates, most)
         return SlotRoute(slots.to(device), gates[:, None].to(device, dtype))
 
+    def gates(self, weights: np.ndarray | torch.Tensor, shared: np.ndarray | torch.Tensor | None = None) -> torch.Tensor:
+        """Weight times LoRA scale of every slot; arguments as in `route`. *Shape:* → (rows, R) fp32 on the CPU."""
+        weights = torch.as_tensor(np.asarray(weights), dtype=torch.float32)
+        always = torch.ones(len(weights)) if shared is None else torch.as_tensor(np.asarray(shared), dtype=torch.float32)
+        spread = torch.cat([always[:, None].expand(-1, self.shared_rank), _spread(weights, self.expert_ranks)], 1)
+        return spread * self._scale[:-1]
+
+    def select(self, gates: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `count` slots of each row whose gate is not 0, and their gates; places left over name the null slot.
+
+        *Shape:* gates (rows, R) → slots (rows, count) int64, gates (rows, count).
+        """
+        used = gates != 0
+        order = torch.argsort(used.to(torch.int8), dim=1, descending=True, stable=True)[:, :count]
+        found = used.gather(1, order)
+        slots = torch.where(found, order, self.layout.total)
+        gates = torch.where(found, gates.gather(1, order), 0)
+        short = (0, count - slots.shape[1])
+        return F.pad(slots, short, value=self.layout.total), F.pad(gates, short)
+
     @contextlib.contextmanager
-    def routed(self, route: SlotRoute | None) -> Iterator[None]:
+    def routed(self, route: Mixing | None) -> Iterator[None]:
         """Forward passes inside use this route."""
         before, self._state.route = self._state.route, route
         try:

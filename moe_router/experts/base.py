@@ -14,7 +14,7 @@ from torch import nn
 
 from moe_router.config import BaseConfig
 from moe_router.errors import BaseModelError
-from moe_router.experts import bnb
+from moe_router.experts import bnb, nf4_cache
 from moe_router.workspace import digest_file
 
 EMBEDDED = "embedded"
@@ -69,8 +69,8 @@ class Base:
 def load_base(config: BaseConfig, device: str | torch.device | None = None) -> Base:
     """Load the base frozen and ready to train adapters on.
 
-    Raises BaseModelError when it is missing, damaged, or not a causal LM. Nothing is downloaded unless `config.model`
-    names a hub id.
+    Its NF4 form is kept in the user's cache folder and read from there the next time. Raises BaseModelError when it is
+    missing, damaged, or not a causal LM. Nothing is downloaded unless `config.model` names a hub id.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -79,12 +79,22 @@ def load_base(config: BaseConfig, device: str | torch.device | None = None) -> B
     source = _source(config.model)
     quantised = config.quantization == "nf4"
     options: dict[str, Any] = {"dtype": dtype}
-    if quantised:
-        options |= {"quantization_config": bnb.nf4_config(dtype), "device_map": {"": device}}
+    cached = None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        if quantised:
+            options |= {"device_map": {"": device}}
+            settings = bnb.nf4_config(dtype)
+            cached = nf4_cache.place(base_digest(config), dtype)
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
+            if cached and nf4_cache.whole(cached):
+                model = AutoModelForCausalLM.from_pretrained(cached, **options)
+            elif quantised:
+                model = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, **options)
+                if cached:
+                    nf4_cache.keep(model, cached)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BaseModelError(f"base {config.model!r} cannot be loaded ({reason}): check base.model and the files") from error

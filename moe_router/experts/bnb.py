@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ def nf4_config(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it misses a kernel that is not used here
+    _unhide_falcon()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -22,9 +24,26 @@ def nf4_config(dtype: torch.dtype) -> Any:
     )
 
 
+def _unhide_falcon() -> None:
+    """Make Falcon's layers plain linear ones, which they are but for their class.
+
+    transformers (5.17 to 5.23) quantises only modules of the very class nn.Linear: Falcon would silently stay in 16 bits.
+    """
+    from transformers.models.falcon import modeling_falcon
+
+    modeling_falcon.FalconLinear = nn.Linear
+
+
 def is_4bit(module: nn.Module) -> bool:
     """Whether the module is a bitsandbytes 4-bit linear layer (without importing bitsandbytes when none is loaded)."""
     return type(module).__name__ in ("Linear4bit", "LinearNF4", "LinearFP4")
+
+
+def unquantised_share(model: nn.Module) -> float:
+    """Share of a model's parameters that are not held in 4 bits: embeddings, norms, and a MoE base's own experts."""
+    packed = {id(module.weight): module.in_features * module.out_features for module in model.modules() if is_4bit(module)}
+    plain = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in packed)
+    return plain / (plain + sum(packed.values()))
 
 
 def keep_differentiable(model: nn.Module) -> None:
@@ -56,6 +75,60 @@ def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
             if module.bias is not None:
                 plain.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
             setattr(parent, name, plain)
+
+
+def forget_quantisation(model: nn.Module) -> None:
+    """Let transformers save a model whose 4-bit layers were all unpacked as an ordinary one."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    model.is_loaded_in_4bit = False
+    # read from an NF4 form, the model would want to pack its weights again
+    unpacked = [c for c in getattr(model, "_weight_conversions", None) or () if not _packs(c)]
+    model._weight_conversions = unpacked if unpacked else None
+
+
+def _packs(conversion: Any) -> bool:
+    return any(type(operation).__name__.startswith("Bnb4bit") for operation in getattr(conversion, "operations", ()))
+
+
+def paged_adamw(parameters: Sequence[nn.Parameter], bits: int, **settings: Any) -> torch.optim.Optimizer:
+    """AdamW with 32-bit or block-wise 8-bit moments (Dettmers et al. 2022), paged out to main memory under pressure.
+
+    bitsandbytes pages, and quantises to 8 bits, tensor by tensor: moments of fewer than 100,000 numbers are not paged, and
+    of fewer than 4,096 stay 32-bit.
+    """
+    from bitsandbytes.optim import PagedAdamW8bit, PagedAdamW32bit
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says that CPUs have no paged memory
+    return (PagedAdamW32bit if bits == 32 else PagedAdamW8bit)(parameters, **settings)
+
+
+def prepare_state(optimiser: torch.optim.Optimizer, parameter: nn.Parameter, index: int) -> None:
+    """Allocate a bitsandbytes optimiser's moments of its parameter number `index`, as its first step would."""
+    if not optimiser.initialized:
+        optimiser.check_overrides()
+        optimiser.to_gpu()
+        optimiser.initialized = True
+    optimiser.init_state(optimiser.param_groups[0], parameter, 0, index)
+    if parameter.is_cuda:  # paged memory is zeroed by the GPU, and must not be after the CPU has filled it
+        torch.cuda.synchronize(parameter.device)
+
+
+def fill_nf4(model: nn.Module, dtype: torch.dtype, device: torch.device, keep: Sequence[nn.Module] = ()) -> None:
+    """Replace every linear layer but `keep` by an NF4 one with random weights, drawn and quantised on `device`.
+
+    `model` may lie on torch's meta device: a large shape needs no more memory than its NF4 form and one layer.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if not isinstance(module, nn.Linear) or module in keep:
+                continue
+            made = Linear4bit(module.in_features, module.out_features, bias=False, compute_dtype=dtype, device="meta")
+            weight = torch.randn(module.out_features, module.in_features, dtype=dtype, device=device) * 0.02
+            made.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True).to(device)
+            setattr(parent, name, made)
 
 
 def roundtrip_error(device: str) -> float:

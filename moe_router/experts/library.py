@@ -10,14 +10,16 @@ shared/                      the always-on expert, unless trained in isolated mo
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_router.config import BaseConfig
+from moe_router.data.naming import TAKEN
 from moe_router.data.templates import template
 from moe_router.errors import LibraryError, WorkspaceError
 from moe_router.workspace import digest_file, digest_json, read_json, write_json
@@ -25,6 +27,7 @@ from moe_router.workspace import digest_file, digest_json, read_json, write_json
 if TYPE_CHECKING:
     from moe_router.experts.adapters import RoutedModel
     from moe_router.experts.base import Base
+    from moe_router.experts.peft_format import Adapter
 
 INDEX = "library.json"
 CARD = "expert.json"
@@ -32,6 +35,9 @@ SHARED = "shared"
 GATE_CARD = "gate.json"
 GATE_WEIGHTS = "gate.safetensors"
 LOSSES = "losses.safetensors"
+RECIPES = "recipes"
+"""Folder of the recipes, beside the experts'."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FORMAT = 1
 
 
@@ -122,85 +128,108 @@ class Library:
                 "restore the base's chat template, or train again"
             )
         from moe_router.experts.adapters import RankLayout, RoutedModel
-        from moe_router.experts.peft_format import load_factors, load_settings
+        from moe_router.experts.peft_format import fill
+        from moe_router.experts.targets import restricted
 
-        for name in self.members:
-            _check_file(self.path / name, self.cards[name])
-        settings = {name: load_settings(self.path / name) for name in self.members}
+        adapters = {name: self.adapter(name) for name in self.members}
         layout = RankLayout(
             self.names,
-            tuple(settings[name].rank for name in self.names),
-            settings[SHARED].rank if self.has_shared else 0,
+            tuple(adapters[name].settings.rank for name in self.names),
+            adapters[SHARED].settings.rank if self.has_shared else 0,
         )
-        factors = {name: load_factors(self.path / name) for name in self.members}
-        model = RoutedModel(base, layout, {name: s.scale for name, s in settings.items()})
+        base = restricted(base, {path for adapter in adapters.values() for path in adapter.factors})
+        model = RoutedModel(base, layout, {name: adapter.settings.scale for name, adapter in adapters.items()})
         try:
             for name in self.members:
-                _fill(model, name, factors[name], self.path / name)
+                fill(model, name, adapters[name].factors, self.path / name)
         except LibraryError:
             model.detach()
             raise
         return model
+
+    def adapter(self, name: str) -> Adapter:
+        """One member's factors and settings. Raises LibraryError when its files are damaged, or not those of its card."""
+        from moe_router.experts.peft_format import load_adapter
+
+        self.check(name)
+        return load_adapter(self.path / name)
+
+    def require(self, name: str) -> Mapping[str, Any]:
+        """The card of a member. Raises LibraryError for an unknown name."""
+        if name not in self.members:
+            raise LibraryError(f"no expert {name!r} in {self.path}: there are {', '.join(self.members)}")
+        return self.cards[name]
+
+    def check(self, name: str) -> None:
+        """Raises LibraryError when a member's files do not match its checksum."""
+        folder = self.path / name
+        try:
+            found = checksum(folder)
+        except OSError as error:
+            raise LibraryError(f"{folder} is incomplete ({error.strerror}): train or import the expert again") from error
+        if found != self.cards[name].get("sha256"):
+            raise LibraryError(f"{folder} does not match the checksum in {CARD}: train or import the expert again")
 
     def remove(self, name: str) -> Library:
         """Delete one routed expert: its folder, its place in the index, and the gate, which remembers its queries.
 
         Raises LibraryError for an unknown name.
         """
-        if name == SHARED:
-            raise LibraryError("the shared expert is part of every other one: train again with experts.mode = 'isolated'")
-        if name not in self.names:
-            raise LibraryError(f"no expert {name!r} in {self.path}: there are {', '.join(self.names)}")
+        self._routed(name)
         if len(self.names) == 1:
             raise LibraryError(f"{name!r} is the last expert of {self.path}: delete the folder instead")
-        kept = replace(
-            self,
-            names=tuple(other for other in self.names if other != name),
-            cards={other: card for other, card in self.cards.items() if other != name},
-            inputs="edited",  # the train stage must not take it for its own work
-        )
-        kept.save_index()
+        kept = self._edited([other for other in self.names if other != name])
         shutil.rmtree(self.path / name)
-        for file in (GATE_CARD, GATE_WEIGHTS, LOSSES):
-            (self.path / file).unlink(missing_ok=True)
+        self.forget_gate()
         return kept
 
+    def rename(self, old: str, new: str) -> Library:
+        """Call a routed expert otherwise; its files move with it. Raises LibraryError for a name unknown, taken or unfit."""
+        self._routed(old)
+        self._free(new)
+        write_json(self.path / old / CARD, {**self.cards[old], "name": new})
+        shutil.copytree(self.path / old, self.path / new)  # a kill in between leaves the old library whole
+        kept = self._edited([new if name == old else name for name in self.names])
+        shutil.rmtree(self.path / old)
+        return kept
 
-@dataclass(frozen=True)
-class Check:
-    """One finding of `verify`."""
+    def admit(self, name: str, adapter: Adapter, card: Mapping[str, Any]) -> Library:
+        """Add one routed expert, last in the gate's order; the others' files are not touched.
 
-    name: str
-    ok: bool
-    detail: str
+        Raises LibraryError for a name that is taken or no folder can have.
+        """
+        from moe_router.experts.peft_format import save_adapter
 
+        self._free(name)
+        folder = self.path / name
+        save_adapter(folder, adapter.factors, adapter.settings, self.base.model)
+        write_json(folder / CARD, {**card, "name": name, "rank": adapter.settings.rank, "sha256": checksum(folder)})
+        return self._edited([*self.names, name])
 
-def verify(library: Library) -> Iterator[Check]:
-    """Check every expert: files whole, finite, trained, on this base, and that it moves the logits."""
-    import numpy as np
-    import torch
+    def forget_gate(self) -> None:
+        """Delete the gate and what it was fitted on."""
+        for file in (GATE_CARD, GATE_WEIGHTS, LOSSES):
+            (self.path / file).unlink(missing_ok=True)
 
-    from moe_router.experts.base import load_base
-    from moe_router.experts.peft_format import load_factors
+    def _edited(self, names: Sequence[str]) -> Library:
+        """This library with other routed experts, whose folders are there; its index is written."""
+        members = [SHARED, *names] if self.has_shared else names
+        cards = {name: read_json(self.path / name / CARD) for name in members}
+        inputs = "edited"  # the train stage must not take it for its own work
+        made = replace(self, names=tuple(names), cards=cards, inputs=inputs)
+        made.save_index()
+        return made
 
-    for name in library.members:
-        try:
-            _check_file(library.path / name, library.cards[name])
-            updated = sum(float(b.float().abs().sum()) for _, b in load_factors(library.path / name).values())
-        except LibraryError as error:
-            yield Check(name, False, str(error))
-            return
-        yield Check(name, updated > 0, "finite, matches its checksum" + ("" if updated else ", but was never updated"))
-    base = load_base(library.base)
-    tokens = torch.tensor([base.tokenizer("How do I ask for a refund?", add_special_tokens=False)["input_ids"]])
-    tokens = tokens.to(base.device)
-    with torch.no_grad(), library.open(base) as model:
-        plain = base.model(input_ids=tokens).logits
-        for index, name in enumerate(library.names):
-            weights = np.eye(len(library.names), dtype=np.float32)[index : index + 1]
-            with model.routed(model.route(weights, np.zeros(1))):
-                moved = float((base.model(input_ids=tokens).logits - plain).abs().max())
-            yield Check(name, moved > 0, f"moves a logit by {moved:.3g}")
+    def _routed(self, name: str) -> None:
+        if name == SHARED:
+            raise LibraryError("the shared expert is part of every other one: train again with experts.mode = 'isolated'")
+        self.require(name)
+
+    def _free(self, name: str) -> None:
+        if not _NAME.fullmatch(name) or name in (*TAKEN, RECIPES):
+            raise LibraryError(f"expert name {name!r}: use a-z, 0-9, - and _, and not {SHARED} or {RECIPES}")
+        if name in self.names:
+            raise LibraryError(f"expert {name!r} is there already: remove it first, or take another name")
 
 
 def checksum(folder: Path) -> str:
@@ -208,24 +237,3 @@ def checksum(folder: Path) -> str:
     return hashlib.sha256(
         (digest_file(folder / "adapter_model.safetensors") + digest_file(folder / "adapter_config.json")).encode()
     ).hexdigest()
-
-
-def _check_file(folder: Path, card: Mapping[str, Any]) -> None:
-    try:
-        found = checksum(folder)
-    except OSError as error:
-        raise LibraryError(f"{folder} is incomplete ({error.strerror}): train or import the expert again") from error
-    if found != card.get("sha256"):
-        raise LibraryError(f"{folder} does not match the checksum in {CARD}: train or import the expert again")
-
-
-def _fill(model: RoutedModel, name: str, factors: Mapping[str, Any], folder: Path) -> None:
-    views = model.factors(name)
-    if views.keys() != factors.keys():
-        odd = sorted(views.keys() ^ factors.keys())[0]
-        raise LibraryError(f"{folder} does not fit the base (module {odd}): it was made for another base")
-    for path, (a, b) in views.items():
-        if a.shape != factors[path][0].shape or b.shape != factors[path][1].shape:
-            raise LibraryError(f"{folder} does not fit the base (shape of {path}): it was made for another base")
-        a.copy_(factors[path][0])
-        b.copy_(factors[path][1])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moe_router.errors import LibraryError
 from moe_router.workspace import atomic, write_json
+
+if TYPE_CHECKING:
+    from moe_router.experts.adapters import RoutedModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -30,6 +34,37 @@ class LoraSettings:
     def scale(self) -> float:
         """alpha/r (Hu et al. 2021), or alpha/√r with rsLoRA (Kalajdzievski 2023)."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter in memory."""
+
+    settings: LoraSettings
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    """By module path: A (r, d_in) and B (r, d_out), without the LoRA scale."""
+
+    def to(self, dtype: torch.dtype) -> Adapter:
+        """The same in another type."""
+        return Adapter(self.settings, {path: (a.to(dtype), b.to(dtype)) for path, (a, b) in self.factors.items()})
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """An expert folder. Raises LibraryError when it is damaged, not finite, or of a kind that cannot be mixed."""
+    return Adapter(load_settings(folder), load_factors(folder))
+
+
+def fill(model: RoutedModel, name: str, factors: Mapping[str, Any], where: object) -> None:
+    """Copy an adapter's factors into a model's slots. Raises LibraryError, naming `where`, when they do not fit its base."""
+    views = model.factors(name)
+    if views.keys() != factors.keys():
+        odd = sorted(views.keys() ^ factors.keys())[0]
+        raise LibraryError(f"{where} does not fit the base (module {odd}): it was made for another base")
+    for path, (a, b) in views.items():
+        if a.shape != factors[path][0].shape or b.shape != factors[path][1].shape:
+            raise LibraryError(f"{where} does not fit the base (shape of {path}): it was made for another base")
+        a.copy_(factors[path][0])
+        b.copy_(factors[path][1])
 
 
 def save_adapter(
@@ -97,3 +132,39 @@ def load_factors(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         }
     except KeyError as error:
         raise LibraryError(f"{path} has no tensor {error}: it is not a LoRA adapter of linear layers") from error
+
+
+@torch.no_grad()
+def peft_logits(model: torch.nn.Module, folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits when PEFT itself loads an adapter folder onto `model`, which is given back as it was.
+
+    *Shape:* tokens (rows, seq) → (rows, seq, vocabulary).
+    """
+    from peft import PeftModel
+
+    wrapped = PeftModel.from_pretrained(model, folder)
+    try:
+        return wrapped(input_ids=tokens, use_cache=False).logits
+    finally:
+        wrapped.unload()
+
+
+def eva_directions(
+    model: torch.nn.Module, layers: Mapping[str, str], batches: Sequence[dict[str, torch.Tensor]], rank: int
+) -> dict[str, torch.Tensor]:
+    """The main directions of each layer's inputs by PEFT's EVA (Paischer et al. 2024), all layers with the same rank.
+
+    `layers` maps a name to the module path that is watched. Each batch has `input_ids`, `position_ids` and `labels`
+    (rows, seq); tokens whose label is -100 are left out. Batches are repeated until the directions have settled.
+    *Shape:* → (rank, d_in) by name, orthonormal rows, fp32.
+    """
+    from peft import EvaConfig, LoraConfig, get_eva_state_dict
+
+    config = LoraConfig(r=rank, target_modules=list(layers.values()), init_lora_weights="eva", eva_config=EvaConfig(rho=1.0))
+    found = get_eva_state_dict(model, batches, config, forward_fn=_forward_only, show_progress_bar=False)
+    return {name: found[path] for name, path in layers.items()}
+
+
+@torch.no_grad()
+def _forward_only(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> None:
+    model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, logits_to_keep=1)

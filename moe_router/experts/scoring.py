@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from moe_router.data.records import Record
 from moe_router.experts.adapters import RoutedModel
 from moe_router.experts.encode import IGNORE, Batch, Example, collate, encode
+from moe_router.experts.nats import token_nats
 
 BATCH_TOKENS = 2048
 
@@ -30,7 +30,7 @@ class Scores:
 
 
 def target_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits at the positions that have a label only, in fp32: (targets, vocabulary).
+    """Logits at the positions that have a label only, in the base's type: (targets, vocabulary).
 
     The positions are picked before the output head, whose product over the whole row would be mostly thrown away.
     """
@@ -38,7 +38,7 @@ def target_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][mask], *inputs[1:]))
     try:
-        return model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits.float()
+        return model(input_ids=batch.tokens, position_ids=batch.positions, use_cache=False).logits
     finally:
         hook.remove()
 
@@ -86,8 +86,7 @@ def score_examples(
         batch = collate([[examples[i]] for i in chosen], model.base.eos, model.base.device)
         mask = batch.labels != IGNORE
         with model.routed(model.route(weights[chosen], always[chosen])):
-            logits = target_logits(model.base.model, batch)
-        losses = F.cross_entropy(logits, batch.labels[mask], reduction="none")
+            losses = token_nats(target_logits(model.base.model, batch), batch.labels[mask])
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device)
         sums.index_add_(0, batch.owner[mask], losses.double())
         nats[chosen] = sums.cpu().numpy()

@@ -8,162 +8,151 @@ row and learns from all of them.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from moe_router.errors import LibraryError
 from moe_router.experts.adapters import SHARED, Dropout, RankLayout, RoutedModel, SlotRoute
 from moe_router.experts.base import Base
-from moe_router.experts.encode import IGNORE, Batch, Example, collate, pack, stream
-from moe_router.experts.peft_format import LoraSettings
-from moe_router.experts.scoring import target_logits
+from moe_router.experts.checkpoint import Checkpointing
+from moe_router.experts.curves import Log
+from moe_router.experts.encode import IGNORE, Example, collate, stream
+from moe_router.experts.nats import token_nats
+from moe_router.experts.optim import LossScale, make_optimiser
+from moe_router.experts.peft_format import Adapter, LoraSettings, eva_directions, fill
+from moe_router.experts.recompute import recomputing
+from moe_router.experts.schedule import Job, Outcome, Schedule, plan_rows
+from moe_router.experts.scoring import score_examples, target_logits
 from moe_router.progress import Progress, Silent
-from moe_router.workspace import atomic
 
+__all__ = ["Checkpointing", "Job", "Outcome", "Schedule", "Trainer", "plan_rows"]
 
-@dataclass(frozen=True)
-class Job:
-    """One expert's training: its LoRA settings, its data, its learning rate."""
-
-    name: str
-    examples: Sequence[Example]
-    settings: LoraSettings
-    learning_rate: float
-    rows_per_step: int = 1
-    identity: Sequence[str] = ()
-    """Stable ids of the examples; with fractional epochs they decide which examples the last epoch keeps."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What all jobs of a pass share."""
-
-    epochs: float = 3.0
-    row_tokens: int = 64
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    dropout: float = 0.0
-    seed: int = 0
-
-    def rate(self, step: int, steps: int) -> float:
-        """Share of the peak rate at `step`: linear warm-up, then linear decay to a tenth."""
-        warm = max(1, round(self.warmup * steps))
-        if step < warm:
-            return (step + 1) / warm
-        return 1.0 - 0.9 * (step - warm) / max(1, steps - warm)
-
-
-@dataclass
-class Outcome:
-    """What one expert's training came to."""
-
-    steps: int = 0
-    tokens: int = 0
-    """Tokens passed through, prompts included."""
-    target_tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    """Mean nats per target token of each step."""
-    failed: str = ""
-    """Why training stopped early, if it did."""
-
-
-@dataclass(frozen=True)
-class Checkpointing:
-    """Where and how often a pass saves itself, and what it must match to be resumed."""
-
-    path: Path
-    seconds: float
-    digest: str
-
-
-def plan_rows(job: Job, schedule: Schedule) -> list[tuple[int, ...]]:
-    """All rows of a job, every epoch in an order of its own drawn from seed and name."""
-    lengths = [len(e.tokens) for e in job.examples]
-    rows: list[tuple[int, ...]] = []
-    for epoch in range(math.ceil(schedule.epochs)):
-        order = stream(schedule.seed, job.name, "order", epoch).permutation(len(lengths)).tolist()
-        part = schedule.epochs - epoch
-        if part < 1:
-            keys = job.identity or [str(i) for i in range(len(lengths))]
-            order = [i for i in order if stream(schedule.seed, "part", keys[i]).random() < part]
-        rows += pack(lengths, order, schedule.row_tokens)
-    return rows
+EVA_ROWS = 256
+"""Rows of an expert that EVA looks at."""
+EVA_TARGETS = 4
+"""Response tokens in each of EVA's batches, for every direction that is wanted."""
 
 
 class Trainer:
     """One pass over all jobs. The model's adapters hold the result, in fp32."""
 
     def __init__(
-        self, base: Base, jobs: Sequence[Job], schedule: Schedule, shared: tuple[LoraSettings, float] | None = None
+        self,
+        base: Base,
+        jobs: Sequence[Job],
+        schedule: Schedule,
+        shared: tuple[LoraSettings, float] | None = None,
+        frozen: Adapter | None = None,
     ) -> None:
-        """`shared` is the shared expert's settings and learning rate."""
+        """`shared` is the shared expert's settings and learning rate; `frozen` one that is trained already, and stays."""
         self.base, self.jobs, self.schedule = base, jobs, schedule
-        layout = RankLayout(tuple(j.name for j in jobs), tuple(j.settings.rank for j in jobs), shared[0].rank if shared else 0)
-        scales = {j.name: j.settings.scale for j in jobs} | ({SHARED: shared[0].scale} if shared else {})
+        always = shared[0] if shared else frozen.settings if frozen else None
+        layout = RankLayout(tuple(j.name for j in jobs), tuple(j.settings.rank for j in jobs), always.rank if always else 0)
+        self.settings = {j.name: j.settings for j in jobs} | ({SHARED: always} if always else {})
+        scales = {name: settings.scale for name, settings in self.settings.items()}
         self.model = RoutedModel(base, layout, scales, dtype=torch.float32)
+        if frozen:
+            fill(self.model, SHARED, frozen.factors, "the shared expert")
         self.rates = {j.name: j.learning_rate for j in jobs} | ({SHARED: shared[1]} if shared else {})
         self.plans = {j.name: plan_rows(j, schedule) for j in jobs}
         self.lengths = {j.name: math.ceil(len(self.plans[j.name]) / j.rows_per_step) for j in jobs}
         self.steps = max(self.lengths.values())
         if shared:
             self.lengths[SHARED] = self.steps
-        self.outcomes = {name: Outcome() for name in layout.slots}
+        self.joint = shared is not None
+        """Whether a shared expert learns from every row."""
+        self.trained = tuple(name for name in layout.slots if not (frozen and name == SHARED))
+        self.outcomes = {name: Outcome() for name in self.trained}
         self.step = 0
-        self.parameters = {name: self._initialise(name) for name in layout.slots}
-        self.optimisers = {
-            name: torch.optim.AdamW(parameters, lr=0.0, weight_decay=schedule.weight_decay, betas=(0.9, 0.99), fused=True)
-            for name, parameters in self.parameters.items()
-        }
+        self.scale = LossScale.of(base.dtype)
+        self.norms: dict[str, float] = {}
+        """Gradient norms of the last step, before clipping."""
+        self.best: dict[str, list[torch.Tensor]] = {}
+        """Copies of the parameters of experts whose best evaluation lies behind them."""
+        try:
+            self.parameters = {name: self._initialise(name) for name in self.trained}
+        except LibraryError:
+            self.model.detach()
+            raise
+        self.optimisers = {name: make_optimiser(parameters, schedule) for name, parameters in self.parameters.items()}
 
     def _initialise(self, name: str) -> list[nn.Parameter]:
-        """Kaiming-uniform A and zero B, as PEFT starts; parameters that share memory with the expert's slots."""
+        """A by `start` and zero B, as PEFT begins; parameters that share memory with the expert's slots."""
+        directions = self._directions(name) if self.schedule.start == "eva" else {}
         parameters = []
         for path, (a, b) in self.model.factors(name).items():
-            bound = 1 / math.sqrt(a.shape[1])
-            draw = stream(self.schedule.seed, name, "init", path).uniform(-bound, bound, a.shape)
-            a.copy_(torch.from_numpy(draw))
+            if path in directions:
+                a.copy_(directions[path])
+            else:
+                bound = 1 / math.sqrt(a.shape[1])
+                draw = stream(self.schedule.seed, name, "init", path).uniform(-bound, bound, a.shape)
+                a.copy_(torch.from_numpy(draw))
             parameters += [nn.Parameter(a), nn.Parameter(b)]
         return parameters
 
-    def run(self, checkpointing: Checkpointing | None = None, progress: Progress | None = None) -> dict[str, Outcome]:
+    def _directions(self, name: str) -> dict[str, torch.Tensor]:
+        """EVA on the first rows of the expert's own plan, of every job's for the shared expert, through the bare base."""
+        jobs = self.jobs if self.joint and name == SHARED else [job for job in self.jobs if job.name == name]
+        rank = self.settings[name].rank
+        rows = [[job.examples[i] for i in row] for job in jobs for row in self.plans[job.name][: EVA_ROWS // len(jobs) + 1]]
+        batches, part = [], []
+        for row in rows:
+            part.append(row)
+            if sum(e.target_tokens for chosen in part for e in chosen) >= EVA_TARGETS * rank:
+                batches.append(part)
+                part = []
+        if not batches:
+            raise LibraryError(
+                f"expert {name!r} has too few response tokens for EVA at rank {rank}: set experts.start = 'kaiming' or lower it"
+            )
+        made = [collate(part, self.base.eos, self.base.device) for part in batches]
+        inputs = [{"input_ids": batch.tokens, "position_ids": batch.positions, "labels": batch.labels} for batch in made]
+        layers = {path: f"{path}.base" for path in self.model.layers}
+        return eva_directions(self.base.model, layers, inputs, rank)
+
+    def run(
+        self, checkpointing: Checkpointing | None = None, progress: Progress | None = None, log: Log | None = None
+    ) -> dict[str, Outcome]:
         """Train to the end, from the checkpoint if a matching one is there. Raises LibraryError if no expert is left."""
         progress = progress or Silent()
-        if checkpointing and self._resume(checkpointing):
+        if checkpointing and checkpointing.resume(self):
             progress.note(f"resumed at step {self.step} of {self.steps}")
-            progress.advance(sum(o.tokens for n, o in self.outcomes.items() if n != SHARED))
-        saved = time.monotonic()
+            progress.advance(sum(self.outcomes[job.name].tokens for job in self.jobs))
+        saved = began = time.monotonic()
+        passed = 0
         try:
-            while self.step < self.steps:
+            while self.step < self.steps and not all(self.outcomes[j.name].over for j in self.jobs):
+                over = {name for name, outcome in self.outcomes.items() if outcome.over}
                 done = self.train_step()
-                progress.advance(done, self._note())
+                passed += done
+                progress.advance(done, self._note(passed / (time.monotonic() - began)))
+                if log:
+                    log.write(self)
+                for name, outcome in self.outcomes.items():
+                    if outcome.over and name not in over:
+                        progress.note(f"expert {name} stopped: {outcome.failed or outcome.stopped}")
                 if checkpointing and time.monotonic() - saved > checkpointing.seconds:
-                    self._save(checkpointing)
+                    checkpointing.save(self)
                     saved = time.monotonic()
         except KeyboardInterrupt:
             if checkpointing:
-                self._save(checkpointing)
+                checkpointing.save(self)
             raise
         if all(self.outcomes[j.name].failed for j in self.jobs):
             raise LibraryError("training diverged for every expert: lower experts.learning_rate")
+        self._take_best()
         return self.outcomes
 
     def train_step(self) -> int:
-        """One step over a row (or `rows_per_step`) of every expert whose turn it is; returns the tokens passed through."""
+        """One step over the next rows of every expert whose turn it is; returns the tokens passed through."""
         rows, owners = [], []
         for index, job in enumerate(self.jobs):
-            if self.outcomes[job.name].failed:
-                continue
-            turn = self._turn(job.name)
+            turn = None if self.outcomes[job.name].over else self._turn(job.name)
             if turn is None:
                 continue
             at = turn * job.rows_per_step
@@ -171,10 +160,11 @@ class Trainer:
                 rows.append([job.examples[i] for i in row])
                 owners.append(index)
         tokens = sum(len(e.tokens) for row in rows for e in row)
-        while rows and (broken := self._step_rows(rows, np.array(owners))):
+        while rows and (broken := self._step_rows(rows, np.array(owners))) is not None:
             kept = [i for i, owner in enumerate(owners) if owner not in broken]
             rows, owners = [rows[i] for i in kept], [owners[i] for i in kept]
         self.step += 1
+        self._judge(sorted(set(owners)))
         return tokens
 
     def _turn(self, name: str) -> int | None:
@@ -186,36 +176,74 @@ class Trainer:
         turn = self.step * self.lengths[name] // self.steps
         return turn if (self.step + 1) * self.lengths[name] // self.steps > turn else None
 
-    def _step_rows(self, rows: list[list[Example]], owners: np.ndarray) -> set[int]:
-        """Forward, backward, update; returns the experts that broke down, in which case nothing was updated."""
-        batch = collate(rows, self.base.eos, self.base.device)
-        with self.model.routed(self._route(owners)):
-            logits = target_logits(self.base.model, batch)
-            losses, counts, sums = self._losses(logits, batch, owners)
-            broken = {i for i, loss in losses.items() if not torch.isfinite(loss)}
-            if not broken:
-                torch.stack(list(losses.values())).sum().backward()
-        active = [*([SHARED] if SHARED in self.parameters else []), *(self.jobs[i].name for i in losses)]
-        if not broken:
-            norms = {name: self._take_gradients(name) for name in active}
-            broken = {i for i in losses if not math.isfinite(norms[self.jobs[i].name])}
-            if not broken and SHARED in norms and not math.isfinite(norms[SHARED]):
-                broken = set(losses)
-        if broken:
-            for index in broken:
-                self.outcomes[self.jobs[index].name].failed = f"loss or gradient not finite at step {self.step}"
-            self._drop_gradients()
-            return broken
+    def _step_rows(self, rows: list[list[Example]], owners: np.ndarray) -> set[int] | None:
+        """Forward, backward, update. Where that fails nothing is updated, and the experts that broke down are returned:
+        none of them when only the loss scale was too large, and the same rows can be tried again."""
+        targets = {i: sum(e.target_tokens for r, o in zip(rows, owners, strict=True) if o == i for e in r) for i in set(owners)}
+        sums = dict.fromkeys(targets, 0.0)
+        seeds = self._dropout_seeds(owners)
+        for part in self._micro_batches(rows):
+            route = self._route(owners[part], [seeds[i] for i in part])
+            for index, nats in self._pass_rows([rows[i] for i in part], owners[part], route, targets).items():
+                sums[index] += nats
+            broken = {index for index, nats in sums.items() if not math.isfinite(nats)}
+            if broken:
+                return self._give_up(broken, "loss")
+        active = [*([SHARED] if self.joint else []), *(self.jobs[i].name for i in targets)]
+        norms = self.norms = {name: self._take_gradients(name) for name in active}
+        if not all(map(math.isfinite, norms.values())):
+            if self.scale.lower():
+                self._drop_gradients()
+                return set()
+            broken = {i for i in targets if not math.isfinite(norms[self.jobs[i].name])}
+            return self._give_up(broken or set(targets), "gradient")
         for name in active:
             self._update(name)
-        self._record(rows, owners, losses, counts, sums)
-        return set()
+        self._drop_gradients()
+        self.scale.passed()
+        self._record(rows, owners, targets, sums)
+        return None
 
-    def _route(self, owners: np.ndarray) -> SlotRoute | None:
-        weights = np.eye(len(self.jobs), dtype=np.float32)[owners]
-        route = self.model.route(weights)
+    def _micro_batches(self, rows: Sequence[Sequence[Example]]) -> Iterator[list[int]]:
+        """Indices of rows that pass together: at most `micro_tokens` of them, padding included, and at least one row."""
+        lengths = [sum(len(e.tokens) for e in row) for row in rows]
+        limit = self.schedule.micro_tokens or sum(lengths) * len(rows)
+        part: list[int] = []
+        for index in sorted(range(len(rows)), key=lambda i: lengths[i]) if self.schedule.micro_tokens else range(len(rows)):
+            if part and max(lengths[index], *(lengths[i] for i in part)) * (len(part) + 1) > limit:
+                yield part
+                part = []
+            part.append(index)
+        yield part
+
+    def _pass_rows(
+        self, rows: list[list[Example]], owners: np.ndarray, route: SlotRoute | None, targets: Mapping[int, int]
+    ) -> dict[int, float]:
+        """Forward and backward; gradients add up in the layers. Returns the summed nats of each expert in these rows.
+
+        `targets` are the target tokens of the whole step: every expert's loss is its mean over them.
+        """
+        batch = collate(rows, self.base.eos, self.base.device)
+        mask = batch.labels != IGNORE
+        owner = torch.as_tensor(owners, device=mask.device)[:, None].expand(-1, mask.shape[1])[mask]  # (targets,)
+        present = sorted(set(owners.tolist()))
+        with self.model.routed(route), recomputing(self.base.model, self.schedule.recompute):
+            each = token_nats(target_logits(self.base.model, batch), batch.labels[mask])  # (targets,)
+            sums = torch.stack([torch.where(owner == index, each, 0).sum() for index in present])
+            nats = sums.tolist()
+            if all(map(math.isfinite, nats)):
+                weights = torch.tensor([self.scale.value / targets[index] for index in present], device=sums.device)
+                (sums * weights).sum().backward()
+        return dict(zip(present, nats, strict=True))
+
+    def _route(self, owners: np.ndarray, seeds: Sequence[int]) -> SlotRoute | None:
+        route = self.model.route(np.eye(len(self.jobs), dtype=np.float32)[owners])
         if not self.schedule.dropout or route is None:
             return route
+        return SlotRoute(route.slots, route.gates, route.every, Dropout(self.schedule.dropout, tuple(seeds)))
+
+    def _dropout_seeds(self, owners: np.ndarray) -> list[int]:
+        """One per row, from its expert's name and step and its place among the expert's rows."""
         seen: dict[int, int] = {}
         seeds = []
         for owner in owners.tolist():
@@ -223,20 +251,7 @@ class Trainer:
             name = self.jobs[owner].name
             draw = stream(self.schedule.seed, name, "dropout", self.outcomes[name].steps, seen[owner])
             seeds.append(int(draw.integers(1 << 40)))
-        return SlotRoute(route.slots, route.gates, route.every, Dropout(self.schedule.dropout, tuple(seeds)))
-
-    def _losses(
-        self, logits: torch.Tensor, batch: Batch, owners: np.ndarray
-    ) -> tuple[dict[int, torch.Tensor], dict[int, int], dict[int, float]]:
-        """Mean loss over its own target tokens, for each expert with rows in the batch."""
-        mask = batch.labels != IGNORE
-        each = F.cross_entropy(logits, batch.labels[mask], reduction="none")  # (targets,)
-        owner = torch.as_tensor(owners, device=each.device)[:, None].expand(-1, mask.shape[1])[mask]
-        losses, counts, sums = {}, {}, {}
-        for index in sorted(set(owners.tolist())):
-            own = each[owner == index]
-            losses[index], counts[index], sums[index] = own.mean(), len(own), own.detach().sum().item()
-        return losses, counts, sums
+        return seeds
 
     def _take_gradients(self, name: str) -> float:
         """Hand the expert's part of the gradient to its parameters and clip it; returns the norm before."""
@@ -244,6 +259,8 @@ class Trainer:
         parameters = self.parameters[name]
         for layer, a, b in zip(self.model.layers.values(), parameters[::2], parameters[1::2], strict=True):
             a.grad, b.grad = layer.A.grad[slots], layer.B.grad[slots]
+        if self.scale.value != 1:
+            torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / self.scale.value)
         return float(nn.utils.clip_grad_norm_(parameters, self.schedule.clip))
 
     def _update(self, name: str) -> None:
@@ -252,68 +269,79 @@ class Trainer:
         optimiser.step()
         outcome.steps += 1
 
+    def _give_up(self, broken: set[int], what: str) -> set[int]:
+        for index in broken:
+            self.outcomes[self.jobs[index].name].failed = f"{what} not finite at step {self.step}"
+        self._drop_gradients()
+        return broken
+
     def _drop_gradients(self) -> None:
         for layer in self.model.layers.values():
             layer.A.grad = layer.B.grad = None
+        for parameters in self.parameters.values():
+            for parameter in parameters:
+                parameter.grad = None
 
     def _record(
-        self,
-        rows: list[list[Example]],
-        owners: np.ndarray,
-        losses: Mapping[int, torch.Tensor],
-        counts: Mapping[int, int],
-        sums: Mapping[int, float],
+        self, rows: list[list[Example]], owners: np.ndarray, targets: Mapping[int, int], sums: Mapping[int, float]
     ) -> None:
-        self._drop_gradients()
         for row, owner in zip(rows, owners.tolist(), strict=True):
             self.outcomes[self.jobs[owner].name].tokens += sum(len(e.tokens) for e in row)
-        for index, loss in losses.items():
+        for index, nats in sums.items():
             outcome = self.outcomes[self.jobs[index].name]
-            outcome.target_tokens += counts[index]
-            outcome.losses.append(loss.item())
-        if SHARED in self.outcomes:
+            outcome.target_tokens += targets[index]
+            outcome.losses.append(nats / targets[index])
+        if self.joint:
             shared = self.outcomes[SHARED]
             shared.tokens = sum(self.outcomes[j.name].tokens for j in self.jobs)
-            shared.target_tokens += sum(counts.values())
-            shared.losses.append(sum(sums.values()) / sum(counts.values()))
+            shared.target_tokens += sum(targets.values())
+            shared.losses.append(sum(sums.values()) / sum(targets.values()))
 
-    def _note(self) -> str:
-        recent = [np.mean(self.outcomes[j.name].losses[-10:]) for j in self.jobs if self.outcomes[j.name].losses]
-        return f"step {self.step}/{self.steps}, loss {np.mean(recent):.2f}" if recent else ""
+    def _judge(self, stepped: Sequence[int]) -> None:
+        """Stop experts that diverge; evaluate those whose turn it is, keep their best states, stop those that only worsen.
 
-    def _save(self, checkpointing: Checkpointing) -> None:
-        from safetensors.torch import save_file
+        With a shared expert all are judged together, since the best state of one is only its best beside that of the others.
+        """
+        for index in stepped:
+            outcome = self.outcomes[self.jobs[index].name]
+            if outcome.diverged:
+                outcome.failed = f"diverged: losses rose by more than a nat over {outcome.steps} steps"
+        every = self.schedule.evaluate_every
+        if not every or not stepped:
+            return
+        units = {SHARED: self.jobs} if self.joint else {self.jobs[i].name: [self.jobs[i]] for i in stepped}
+        for key, jobs in units.items():
+            steps, jobs = self.outcomes[key].steps, [job for job in jobs if not self.outcomes[job.name].failed]
+            if jobs and (steps % every == 0 or steps == self.lengths[key]):
+                self._evaluate(key, jobs, [key, *(job.name for job in jobs if job.name != key)])
 
-        tensors = {}
-        for name, optimiser in self.optimisers.items():
-            for i, parameter in enumerate(self.parameters[name]):
-                tensors[f"{name}.{i}.weight"] = parameter.data.contiguous()
-                for key, value in optimiser.state.get(parameter, {}).items():
-                    tensors[f"{name}.{i}.{key}"] = value
-        outcomes = {name: vars(outcome) for name, outcome in self.outcomes.items()}
-        note = {"digest": checkpointing.digest, "step": str(self.step), "outcomes": json.dumps(outcomes)}
-        with atomic(checkpointing.path) as temporary:
-            save_file(tensors, temporary, metadata=note)
+    def _evaluate(self, key: str, jobs: Sequence[Job], members: Sequence[str]) -> None:
+        nats, tokens = 0.0, 0
+        for job in jobs:
+            if job.tune:
+                weights = np.eye(len(self.jobs), dtype=np.float32)[[self.jobs.index(job)]]
+                found = score_examples(self.model, job.tune, np.tile(weights, (len(job.tune), 1)))
+                nats, tokens = nats + float(found.nats.sum()), tokens + int(found.tokens.sum())
+        if not tokens:
+            return
+        outcome = self.outcomes[key]
+        outcome.evaluations.append((outcome.steps, nats / tokens))
+        best = min(outcome.evaluations, key=lambda evaluation: evaluation[1])[0]
+        late = self.schedule.patience and sum(step > best for step, _ in outcome.evaluations) >= self.schedule.patience
+        for name in members:
+            if best == outcome.steps:
+                self.best[name] = [parameter.data.cpu().clone() for parameter in self.parameters[name]]
+                self.outcomes[name].best_step = self.outcomes[name].steps
+            if late:
+                self.outcomes[name].stopped = f"no better on the tune records since its step {best}"
 
-    def _resume(self, checkpointing: Checkpointing) -> bool:
-        from safetensors import SafetensorError, safe_open
+    def _take_best(self) -> None:
+        for name, kept in self.best.items():
+            for parameter, value in zip(self.parameters[name], kept, strict=True):
+                parameter.data.copy_(value)
 
-        if not checkpointing.path.exists():
-            return False
-        try:
-            with safe_open(checkpointing.path, "pt") as file:
-                note = file.metadata() or {}
-                if note.get("digest") != checkpointing.digest:
-                    return False
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except SafetensorError:
-            return False
-        for name, optimiser in self.optimisers.items():
-            for i, parameter in enumerate(self.parameters[name]):
-                parameter.data.copy_(tensors[f"{name}.{i}.weight"])
-                state = {key: tensors.get(f"{name}.{i}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
-                if state["step"] is not None:
-                    optimiser.state[parameter] = {k: v.to(parameter.device) if k != "step" else v for k, v in state.items()}
-        self.step = int(note["step"])
-        self.outcomes = {name: Outcome(**values) for name, values in json.loads(note["outcomes"]).items()}
-        return True
+    def _note(self, tokens_per_second: float) -> str:
+        recent = {j.name: float(np.mean(o.losses[-10:])) for j in self.jobs if (o := self.outcomes[j.name]).losses}
+        each = " · ".join(f"{name} {'stopped' if self.outcomes[name].over else f'{loss:.2f}'}" for name, loss in recent.items())
+        mean = f", loss {np.mean(list(recent.values())):.2f}" if recent else ""
+        return f"step {self.step}/{self.steps}{mean}, {tokens_per_second:,.0f} tokens/s  {each}"

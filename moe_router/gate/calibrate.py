@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from moe_router.gate.gate import ROUNDING, softmax
+from moe_router.gate.weights import softmax
 
+ROUNDING = 1e-4
+"""A query alone and in a batch may differ by this much in its score; the threshold leaves that much room."""
 TEMPERATURES = np.geomspace(0.05, 20, 60)
 
 

@@ -13,16 +13,14 @@ from moe_router.errors import LibraryError, WorkspaceError
 from moe_router.experts.library import GATE_CARD as CARD
 from moe_router.experts.library import GATE_WEIGHTS as WEIGHTS
 from moe_router.experts.library import Library
-from moe_router.gate.features import Memory
+from moe_router.gate.features import NOBODY, Memory
+from moe_router.gate.weights import MODES, bounds, is_mode, keep_top, softmax
 from moe_router.workspace import atomic, digest_file, read_json, write_json
 
-FORMAT = 2
-MODES = {"top1": 1, "top2": 2, "soft": None}
-"""How many experts a mode keeps."""
+FORMAT = 3
 ARRAYS = ("weight", "bias", "memory")
-ROUNDING = 1e-5
-"""A query alone and in a batch may differ by this much in its score; the threshold leaves that much room."""
 REMEDY = "run `moe-router train-gate` again"
+__all__ = ["MODES", "Decisions", "Gate", "keep_top", "softmax"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +30,17 @@ class Decisions:
     weights: np.ndarray
     """(queries, experts) float32, rows sum to 1, or to 0 where the gate abstains."""
     confidence: np.ndarray
-    """(queries,) calibrated probability that the first expert is the one with the lowest loss; 0 for a broken query."""
+    """(queries,) calibrated probability that the first expert is, of all, the one with the lowest loss; 0 for a broken
+    query."""
     abstained: np.ndarray  # (queries,) bool
     score: np.ndarray
-    """(queries,) likeness to the training queries, -1 to 1; below the threshold the gate abstains."""
+    """(queries,) likeness to the training queries of the experts allowed, about 0 to 1; below the threshold the gate
+    abstains."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """Votes of remembered training queries plus a linear map of the embedding, with their calibration."""
+    """Evidence of the training queries plus a linear map of the embedding, with their calibration."""
 
     names: tuple[str, ...]
     library_digest: str
@@ -49,12 +49,16 @@ class Gate:
     abstain_to: str
     weight: np.ndarray  # (experts, dimension) float32
     bias: np.ndarray  # (experts,) float32
-    vote_scale: float
+    evidence_scale: float
     memory: Memory
     mixing_temperature: float
     confidence_temperature: float
     threshold: float
     embedder_digest: str = ""
+    max_experts: int = 0
+    """Most experts of a query, whatever the mode (0: as many as the mode keeps)."""
+    abstain_message: str = ""
+    """What is said instead of an answer where `abstain_to` is `message`."""
     inputs: str = ""
     """Digest of what it was fitted on."""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -67,56 +71,63 @@ class Gate:
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """*Shape:* embeddings (queries, dimension) → (queries, experts) float64."""
-        linear = embeddings.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
-        return linear + self.vote_scale * self.memory.votes(embeddings, len(self.names))
+        return self._logits(embeddings, self.memory.read(embeddings, len(self.names)).evidence)
 
     def decide(
         self,
         embeddings: np.ndarray,
-        mode: str | None = None,
+        mode: str | Sequence[str] | None = None,
         allowed: Sequence[str] | None = None,
         *,
+        max_experts: int | None = None,
         abstain: bool = True,
     ) -> Decisions:
         """Route queries given as embeddings (queries, dimension).
 
-        `mode` is `top1`, `top2` or `soft` (default: the gate's own); `allowed` restricts the experts and renormalises;
-        `abstain=False` routes all but queries whose embedding is not finite. Raises LibraryError for an unknown mode or
-        expert, or embeddings of another dimension.
+        `mode` is `top1`, `top2`, …, or `soft`, for all or one each, and `max_experts` bounds them (default: the gate's
+        own). `allowed` restricts the experts: the others' weight goes to them, and a query that only the others know is
+        abstained on. `abstain=False` routes all but queries whose embedding is not finite. Raises LibraryError for an
+        unknown mode or expert, or embeddings of another dimension.
         """
-        mode = self.mode if mode is None else mode
-        if mode not in MODES:
-            raise LibraryError(f"unknown gate mode {mode!r}: use one of {', '.join(MODES)}")
         embeddings = np.asarray(embeddings, dtype=np.float32)
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             raise LibraryError(
                 f"embeddings of shape {embeddings.shape} do not fit the gate's {self.dimension} dimensions: "
                 f"embed queries with {self.embedder!r}, or {REMEDY}"
             )
+        max_experts = self.max_experts if max_experts is None else max_experts
+        most = bounds(self.mode if mode is None else mode, len(embeddings), len(self.names), max_experts)
+        permitted = self._permitted(allowed)
         finite = np.isfinite(embeddings).all(1)
         known = np.where(finite[:, None], embeddings, 0)
-        logits = self._permit(self.logits(known), allowed)
-        weights = keep_top(softmax(logits / self.mixing_temperature), MODES[mode])
-        score = self.memory.likeness(known)
-        abstained = ~finite | (abstain & (score < self.threshold))
+        reading = self.memory.read(known, len(self.names), permitted)
+        logits = self._logits(known, reading.evidence)
+        weights = keep_top(softmax(np.where(permitted, logits, -np.inf) / self.mixing_temperature), most)
+        confidence = softmax(logits / self.confidence_temperature)[np.arange(len(known)), weights.argmax(1)] * finite
+        abstained = ~finite | (abstain & (reading.likeness < self.threshold))
         weights = np.where(abstained[:, None], 0, weights)
-        confidence = softmax(logits / self.confidence_temperature).max(1) * finite
-        return Decisions(weights.astype(np.float32), confidence, abstained, score)
+        return Decisions(weights.astype(np.float32), confidence, abstained, reading.likeness)
 
-    def _permit(self, logits: np.ndarray, allowed: Sequence[str] | None) -> np.ndarray:
+    def _logits(self, embeddings: np.ndarray, evidence: np.ndarray) -> np.ndarray:
+        return (embeddings @ self.weight.T + self.bias).astype(np.float64) + self.evidence_scale * evidence
+
+    def _permitted(self, allowed: Sequence[str] | None) -> np.ndarray:
+        """Which experts may be used: (experts,) bool."""
         if allowed is None:
-            return logits
+            return np.ones(len(self.names), dtype=bool)
         unknown = sorted(set(allowed) - set(self.names))
         if unknown or len(allowed) == 0:
             raise LibraryError(f"allowed experts {unknown or '(none)'}: choose from {', '.join(self.names)}")
-        return np.where([name in allowed for name in self.names], logits, -np.inf)
+        return np.array([name in allowed for name in self.names])
 
     def save(self, folder: Path) -> None:
         """Write gate.safetensors, then gate.json with its checksum: a crash between the two is seen at load."""
         from safetensors.numpy import save_file
 
-        tensors = {"weight": self.weight, "bias": self.bias}
-        tensors |= {"queries": self.memory.queries.astype(np.float16), "owners": self.memory.owners.astype(np.int32)}
+        memory = self.memory
+        tensors = {"weight": self.weight, "bias": self.bias, "queries": memory.queries.astype(np.float16)}
+        tensors |= {"owners": memory.owners.astype(np.int32), "pockets": memory.pockets.astype(np.int32)}
+        tensors |= {"coefficients": memory.coefficients}
         with atomic(folder / WEIGHTS) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
         card = {"format": FORMAT, "sha256": digest_file(folder / WEIGHTS), "dimension": self.dimension}
@@ -139,7 +150,12 @@ class Gate:
             dimension = card.pop("dimension")
             card["names"] = tuple(card["names"])
             tensors = load_file(folder / WEIGHTS)
-            memory = Memory(tensors.pop("queries").astype(np.float32), tensors.pop("owners").astype(np.int64))
+            memory = Memory(
+                tensors.pop("queries").astype(np.float32),
+                tensors.pop("owners").astype(np.int64),
+                tensors.pop("coefficients").astype(np.float32),
+                tensors.pop("pockets").astype(np.int64),
+            )
             gate = cls(**card, **tensors, memory=memory)
             gate._check(dimension)
         except (OSError, SafetensorError, WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -149,31 +165,18 @@ class Gate:
         return gate
 
     def _check(self, dimension: int) -> None:
-        experts = len(self.names)
-        queries, owners = self.memory.queries, self.memory.owners
-        shapes = (self.weight.shape, self.bias.shape, queries.shape, owners.shape)
-        if shapes != ((experts, dimension), (experts,), (len(owners), dimension), (len(queries),)) or not len(owners):
+        experts, memory = len(self.names), self.memory
+        remembered, pockets = len(memory.owners), len(memory.pockets)
+        found = (self.weight.shape, self.bias.shape, memory.queries.shape, memory.coefficients.shape)
+        if found != ((experts, dimension), (experts,), (remembered, dimension), (remembered, pockets)) or not pockets:
             raise ValueError("shapes do not fit each other")
-        if owners.min() < 0 or owners.max() >= experts:
+        if memory.owners.min() < NOBODY or memory.pockets.min() < 0:
             raise ValueError("remembers queries of an expert that is not there")
-        settings = [self.mixing_temperature, self.confidence_temperature, self.threshold, self.vote_scale]
-        if not all(np.isfinite(values).all() for values in (self.weight, self.bias, queries, settings)):
+        if max(memory.owners.max(), memory.pockets.max()) >= experts:
+            raise ValueError("remembers queries of an expert that is not there")
+        settings = [self.mixing_temperature, self.confidence_temperature, self.threshold, self.evidence_scale]
+        arrays = (self.weight, self.bias, memory.queries, memory.coefficients, settings)
+        if not all(np.isfinite(values).all() for values in arrays):
             raise ValueError("holds NaN or infinity")
-        if min(self.mixing_temperature, self.confidence_temperature) <= 0 or self.mode not in MODES:
+        if min(self.mixing_temperature, self.confidence_temperature) <= 0 or not is_mode(self.mode):
             raise ValueError("mode or temperature out of range")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise, (rows, experts) → (rows, experts)."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
-def keep_top(weights: np.ndarray, k: int | None) -> np.ndarray:
-    """The k largest weights of each row, renormalised; all of them for None. Ties go to the first expert."""
-    if k is None or k >= weights.shape[1]:
-        return weights
-    order = np.argsort(-weights, axis=1, kind="stable")[:, k:]
-    kept = weights.copy()
-    np.put_along_axis(kept, order, 0, axis=1)
-    return kept / kept.sum(1, keepdims=True)

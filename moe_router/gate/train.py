@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,32 +18,46 @@ from moe_router.experts.scoring import score
 from moe_router.experts.train import Split
 from moe_router.gate.baselines import MIXING_TEMPERATURES, search_temperature
 from moe_router.gate.calibrate import abstain_threshold, confidence_temperature, held_out_calibration_error
-from moe_router.gate.features import Memory
+from moe_router.gate.drift import reference
+from moe_router.gate.features import LEARNED, Memory
+from moe_router.gate.feedback import Feedback
 from moe_router.gate.fit import Fit, Measured, fit_gate
-from moe_router.gate.gate import FORMAT, MODES, Gate, keep_top, softmax
+from moe_router.gate.gate import FORMAT, Gate
 from moe_router.gate.losses import measure
+from moe_router.gate.weights import bounds, keep_top, softmax
 from moe_router.progress import Progress, Silent
 from moe_router.workspace import Workspace, digest_json
 
+REVIEWED = 8
+"""A reviewed query counts as this many training queries."""
+
 
 def train_gate(
-    workspace: Workspace, config: Config, progress: Progress | None = None, model: RoutedModel | None = None
+    workspace: Workspace,
+    config: Config,
+    progress: Progress | None = None,
+    model: RoutedModel | None = None,
+    feedback: Path | None = None,
 ) -> Gate:
     """Fit the gate of the workspace's library and write it beside the experts.
 
     Does nothing when the gate there was fitted on the same experts, data and settings; a damaged one is fitted anew.
-    `model` is the library already opened, if it is; it stays attached.
+    `model` is the library already opened, if it is; it stays attached. `feedback` is a review file of misroutes, as
+    `Feedback.read` takes it: its queries join the training queries of the expert that should have answered.
     """
     progress = progress or Silent()
     library = Library.load(workspace.experts)
     slices = Slices.load(workspace)
-    inputs = digest_json([FORMAT, library.digest, slices.digest, slices.embedder, asdict(config.gate)])
+    reviewed = Feedback.read(feedback, library.names, slices.embedder) if feedback else None
+    inputs = digest_json(
+        [FORMAT, library.digest, slices.digest, slices.embedder, asdict(config.gate), reviewed and reviewed.digest]
+    )
     found = _existing(workspace, library)
     if found is not None and found.inputs == inputs:
         return found
     opened = model or library.open(load_base(library.base))
     try:
-        material = _gather(workspace, library, slices, opened, progress)
+        material = _gather(workspace, library, slices, opened, progress).reviewed(reviewed)
         progress.stage("fit gate", 1)
         fitted = _fit(config, library, slices, material, opened, inputs)
     finally:
@@ -81,6 +96,18 @@ class _Material:
     tune: Measured
     tune_records: list[Record]
 
+    def reviewed(self, feedback: Feedback | None) -> _Material:
+        """With the reviewed queries among the training queries, and none of them left out where there are too many."""
+        if feedback is None:
+            return self
+        more, owners = np.repeat(feedback.embeddings, REVIEWED, axis=0), np.repeat(feedback.owners, REVIEWED)
+        kept = np.random.default_rng(0).permutation(len(self.queries))[: max(0, LEARNED - len(more))]
+        return replace(
+            self,
+            queries=np.concatenate([self.queries[np.sort(kept)], more]),
+            experts=np.concatenate([self.experts[np.sort(kept)], owners]),
+        )
+
 
 def _gather(workspace: Workspace, library: Library, slices: Slices, model: RoutedModel, progress: Progress) -> _Material:
     """Nothing of a removed expert's slice goes in: deleting an expert takes its records out of the gate as well."""
@@ -107,25 +134,29 @@ def _fit(config: Config, library: Library, slices: Slices, material: _Material, 
         return float(found.nats.sum() / found.tokens.sum())
 
     logits = fit.logits(tune.embeddings)
-    top = MODES[config.gate.mode]
+    likeness = fit.memory.read(tune.embeddings, len(library.names)).likeness
+    top = bounds(config.gate.mode, len(logits), logits.shape[1], config.gate.max_experts)
     mixing, tried = search_temperature(MIXING_TEMPERATURES, lambda t: keep_top(softmax(logits / t), top), tune_nats)
-    return Gate(
+    fitted = Gate(
         names=library.names,
         library_digest=library.digest,
         embedder=slices.embedder,
         embedder_digest=slices.embedder_digest,
         mode=config.gate.mode,
         abstain_to=config.gate.abstain_to,
+        abstain_message=config.gate.abstain_message,
+        max_experts=config.gate.max_experts,
         weight=fit.weight,
         bias=fit.bias,
-        vote_scale=fit.vote_scale,
+        evidence_scale=fit.evidence_scale,
         memory=fit.memory,
         mixing_temperature=mixing,
         confidence_temperature=confidence_temperature(logits, tune.nats.argmin(1)),
-        threshold=abstain_threshold(fit.memory.likeness(tune.embeddings), config.gate.abstain_coverage),
+        threshold=abstain_threshold(likeness, config.gate.abstain_coverage),
         inputs=inputs,
         figures=_figures(config, fit, logits, tune) | {"gate_records": len(gate.tokens), "mixing_nats_per_token": tried},
     )
+    return replace(fitted, figures={**fitted.figures, "traffic": reference(fitted, tune.embeddings)})
 
 
 def _figures(config: Config, fit: Fit, logits: np.ndarray, tune: Measured) -> dict[str, object]:

@@ -60,12 +60,16 @@ class SlotCache(Cache):
         try:
             self.kv = torch.zeros(size, dtype=shape.dtype, device=device)
         except (RuntimeError, MemoryError) as error:
-            need = slots * tokens * shape.bytes_per_token / (1 << 30)
             raise ConfigError(
-                f"the KV cache of {slots} slots of {tokens:,} tokens needs {need:.1f} GiB on {device}: "
+                f"the KV cache of {slots} slots of {tokens:,} tokens needs {self.gib:.1f} GiB on {device}: "
                 "lower the engine's slots or context"
             ) from error
         super().__init__(layers=[_SlotLayer(self, index) for index in range(shape.layers)])
+
+    @property
+    def gib(self) -> float:
+        """Memory of all slots."""
+        return self.slots * self.tokens * self.shape.bytes_per_token / (1 << 30)
 
     def place(self, first: int, positions: torch.Tensor, width: int) -> None:
         """The next pass covers the rows from slot `first` on, writes at `positions` (rows, seq) and reads `width` tokens."""

@@ -14,6 +14,7 @@ from moe_router.errors import ConfigError, InputError
 from moe_router.experts.adapters import RoutedModel
 from moe_router.inference.cache import CacheShape, SlotCache
 from moe_router.inference.forward import EagerForward, Forward
+from moe_router.inference.graphs import GraphForward
 from moe_router.inference.prefix import PrefixCache
 from moe_router.inference.requests import EngineConfig, Piece, Request, Ticket
 from moe_router.inference.sampling import choose
@@ -52,7 +53,8 @@ class Engine:
         with torch.inference_mode():
             self.cache = SlotCache(shape, config.slots, self.context, self.base.device)
         self.prefix = PrefixCache(self.cache, config.prefix_bytes)
-        self.forward: Forward = EagerForward(model, self.cache)
+        eager = EagerForward(model, self.cache)
+        self.forward: Forward = GraphForward(eager) if config.graphs and self.base.device.type == "cuda" else eager
         self.stats = Stats()
         self._scheduler = Scheduler(self.cache, self.prefix, config.prefill_tokens)
         self._arrived: list[Ticket] = []
@@ -97,6 +99,11 @@ class Engine:
             thread = self._thread if self._running else None
         if thread is not None:
             thread.join()
+
+    def refresh(self) -> None:
+        """After the experts' factors were changed in place, with nothing running: forget what was made of them."""
+        self.forward.refresh()
+        self.prefix.clear()
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -143,7 +150,8 @@ class Engine:
             if not _out_of_memory(error):
                 raise
             refusal = ConfigError(
-                f"out of memory with {len(rows)} rows of {max(map(len, chunks))} tokens: "
+                f"out of memory reading {len(rows)} rows of up to {max(map(len, chunks))} tokens beside a KV cache of "
+                f"{self.cache.gib:.2f} GiB ({self.cache.slots} slots of {self.context:,} tokens): "
                 "lower the engine's slots, context or prefill_tokens"
             )
             for row in rows:

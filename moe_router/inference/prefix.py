@@ -51,7 +51,7 @@ class PrefixCache:
             self._blocks.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget everything: needed after the experts' factors were changed in place."""
+        """Forget everything."""
         self._blocks.clear()
 
     def _touch(self, digests: Sequence[bytes]) -> None:

@@ -29,6 +29,8 @@ class EngineConfig:
     """Prompt tokens read in one step, over all rows: the longest that running rows wait for a newcomer."""
     prefix_bytes: int = 64 << 20
     """Memory for the keys and values of prompts seen before (0: none kept)."""
+    graphs: bool = True
+    """On CUDA, replay decode steps from CUDA graphs."""
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.prefill_tokens < 1 or self.context < 0 or self.prefix_bytes < 0:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from moe_router.config import GenerationConfig
 from moe_router.data.templates import template
@@ -16,7 +16,7 @@ from moe_router.experts.encode import encode_prompt
 from moe_router.experts.library import Library
 from moe_router.inference.engine import Engine, Generation, Request
 from moe_router.inference.requests import EngineConfig, Piece
-from moe_router.inference.routing import Query, Route, Selector, as_messages
+from moe_router.inference.routing import Choice, Query, Route, Selector, as_messages
 from moe_router.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Stream:
     `route` is known from the start, `text` grows, and `usage` is there at the end. Dropping a stream cancels it.
     """
 
-    def __init__(self, route: Route, generation: Generation, meter: _Meter, done: Callable[[str], None]) -> None:
+    def __init__(self, route: Route, generation: Generation | Said, meter: _Meter, done: Callable[[str], None]) -> None:
         """`done` is called with the whole text when the answer has ended."""
         self.route = route
         self.text = ""
@@ -80,6 +80,19 @@ class Stream:
                 self._done(self.text)
             if piece.text:
                 yield piece.text
+
+
+class Said:
+    """A fixed text where a generation would be: what a gate that abstains says."""
+
+    def __init__(self, text: str) -> None:
+        self._piece = Piece(0, text, 0, "stop")
+
+    def __iter__(self) -> Iterator[Piece]:
+        yield self._piece
+
+    def cancel(self) -> None:
+        """Nothing runs."""
 
 
 class _Meter:
@@ -149,39 +162,43 @@ class Router:
         """The routed experts."""
         return self.library.names
 
-    def route(self, queries: Sequence[Query], mode: str | None = None, allowed: Sequence[str] | None = None) -> list[Route]:
-        """The gate's decisions alone. Raises LibraryError for a router that was made without a gate."""
+    def route(self, queries: Sequence[Query], **choice: Unpack[Choice]) -> list[Route]:
+        """The gate's decisions alone, as `Selector.route`. Raises LibraryError for a router that was made without a gate."""
         if self.selector is None:
             raise LibraryError(f"{self.library.path} is used without a gate: give the routes, or open it with Router.load")
-        return self.selector.route(queries, mode, allowed)
+        return self.selector.route(queries, **choice)
 
-    def ask(self, query: Query, generation: GenerationConfig | None = None) -> Answer:
-        """Answer one query. Raises InputError when it is longer than the base can read."""
-        return self.ask_many([query], generation)[0]
+    def ask(self, query: Query, generation: GenerationConfig | None = None, **choice: Unpack[Choice]) -> Answer:
+        """Answer one query; `mode`, `allowed` and `max_experts` are as in `route`.
+
+        Raises InputError when it is longer than the base can read, LibraryError for an unknown mode or expert.
+        """
+        return self.ask_many([query], generation, **choice)[0]
 
     def ask_many(
         self,
         queries: Sequence[Query],
         generation: GenerationConfig | None = None,
         routes: Sequence[Route] | None = None,
+        **choice: Unpack[Choice],
     ) -> list[Answer]:
-        """Answer several queries, each with its own mixture; `routes` overrides the gate.
+        """Answer several queries, each with its own mixture; `routes` overrides the gate, `choice` is as in `route`.
 
         They share the running batch with whatever other threads ask. Raises InputError when one of them is longer than
         the base can read, before any is answered.
         """
         start = time.perf_counter()
-        routes = self.route(queries) if routes is None else routes
-        requests = [self._request(q, r, generation) for q, r in zip(queries, routes, strict=True)]
-        texts = [""] * len(requests)
-        usages: dict[int, Usage] = {}
+        routes = self.route(queries, **choice) if routes is None else routes
+        answered = [i for i, (_, found) in enumerate(zip(queries, routes, strict=True)) if not found.message]
+        requests = [self._request(queries[i], routes[i], generation) for i in answered]
+        texts = [found.message for found in routes]
+        usages = [Usage(0, 0, 0.0, "stop")] * len(texts)
         meter = _Meter(start, requests)
         for piece in self.engine.start(requests):
-            texts[piece.row] += piece.text
-            usage = meter.read(piece)
-            if usage is not None:
-                usages[piece.row] = usage
-        return [Answer(text, routes[i], usages[i]) for i, text in enumerate(texts)]
+            row = answered[piece.row]
+            texts[row] += piece.text
+            usages[row] = meter.read(piece) or usages[row]
+        return [Answer(*row) for row in zip(texts, routes, usages, strict=True)]
 
     def stream(
         self,
@@ -191,15 +208,17 @@ class Router:
         *,
         conversation: str = "",
         done: Callable[[str], None] = lambda text: None,
+        **choice: Unpack[Choice],
     ) -> Stream:
-        """Answer one query piece by piece; `route` overrides the gate, `conversation` is as in Request.
+        """Answer one query piece by piece; `route` overrides the gate, `choice` is as there, `conversation` as in Request.
 
         Raises InputError when the query is longer than the base can read. `done` receives the text at the end.
         """
         start = time.perf_counter()
-        found = self.route([query])[0] if route is None else route
+        found = self.route([query], **choice)[0] if route is None else route
         request = self._request(query, found, generation, conversation)
-        return Stream(found, self.engine.start([request]), _Meter(start, [request]), done)
+        growing = Said(found.message) if found.message else self.engine.start([request])
+        return Stream(found, growing, _Meter(start, [request]), done)
 
     def conversation(self, **options: Any) -> Conversation:
         """A conversation with a memory; the options are Conversation's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -12,9 +13,22 @@ from moe_router.data.embed import Embedder, load_embedder, query_text
 from moe_router.data.records import Message
 from moe_router.errors import LibraryError
 from moe_router.experts.library import Library
-from moe_router.gate.gate import Gate
+from moe_router.gate.explain import Explanation, explain
+from moe_router.gate.gate import Decisions, Gate
+from moe_router.workspace import Workspace
 
 Query = str | Sequence[Message]
+
+
+class Choice(TypedDict, total=False):
+    """What a caller may ask of the gate, for all queries of a call."""
+
+    mode: str | Sequence[str] | None
+    """`top1`, `top2`, …, or `soft`, for all queries or one each (default: the gate's own)."""
+    allowed: Sequence[str] | None
+    """The only experts that may be used."""
+    max_experts: int | None
+    """Most experts of a query, which bounds its FLOPs (default: the gate's own; 0: as many as the mode keeps)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class Route:
     abstained: bool
     shared: bool
     """Whether the shared expert takes part."""
+    message: str = ""
+    """What is said instead of an answer, where the gate abstained and was told to say so."""
 
     def vector(self, names: Sequence[str]) -> np.ndarray:
         """Weights in the order of `names`: (experts,) float32."""
@@ -51,27 +67,28 @@ class Selector:
             )
         return cls(gate, embedder, library.has_shared)
 
-    def route(self, queries: Sequence[Query], mode: str | None = None, allowed: Sequence[str] | None = None) -> list[Route]:
-        """One route per query; `mode` is `top1`, `top2` or `soft`, `allowed` restricts the experts."""
+    def route(self, queries: Sequence[Query], **choice: Unpack[Choice]) -> list[Route]:
+        """One route per query, as `Gate.decide` decides; a query without words is abstained on.
+
+        Raises LibraryError for an unknown mode or expert.
+        """
         if not queries:
             return []
         texts = [query_text(as_messages(query)) for query in queries]
-        decisions = self.gate.decide(self.embedder.encode(texts), mode=mode, allowed=allowed)
-        routes = []
-        for text, weights, confidence, abstained in zip(
-            texts, decisions.weights, decisions.confidence, decisions.abstained, strict=True
-        ):
-            abstains = bool(abstained) or not text.strip()
-            order = [] if abstains else [i for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
-            routes.append(
-                Route(
-                    weights={self.gate.names[i]: float(weights[i]) for i in order},
-                    confidence=0.0 if not text.strip() else float(confidence),
-                    abstained=abstains,
-                    shared=self.has_shared and not (abstains and self.gate.abstain_to == "base"),
-                )
-            )
-        return routes
+        decided = self.gate.decide(self.embedder.encode(texts), **choice)
+        return [self._route(decided, i, bool(text.strip())) for i, text in enumerate(texts)]
+
+    def _route(self, decided: Decisions, row: int, worded: bool) -> Route:
+        abstains = bool(decided.abstained[row]) or not worded
+        weights = decided.weights[row]
+        order = [] if abstains else [i for i in np.argsort(-weights, kind="stable") if weights[i] > 0]
+        return Route(
+            weights={self.gate.names[i]: float(weights[i]) for i in order},
+            confidence=float(decided.confidence[row]) if worded else 0.0,
+            abstained=abstains,
+            shared=self.has_shared and not (abstains and self.gate.abstain_to != "shared"),
+            message=self.gate.abstain_message if abstains and self.gate.abstain_to == "message" else "",
+        )
 
 
 def as_messages(query: Query) -> tuple[Message, ...]:
@@ -79,8 +96,21 @@ def as_messages(query: Query) -> tuple[Message, ...]:
     return (Message("user", query),) if isinstance(query, str) else tuple(query)
 
 
-def route(path: str | Path, queries: Sequence[Query]) -> list[Route]:
+def route(path: str | Path, queries: Sequence[Query], **choice: Unpack[Choice]) -> list[Route]:
     """Route queries with the library at `path`; loads gate and embedder only."""
     if not queries:
         raise LibraryError("nothing to route: give at least one text")
-    return Selector.load(Library.load(path)).route(queries)
+    return Selector.load(Library.load(path)).route(queries, **choice)
+
+
+def explained_routes(
+    workspace: Workspace, texts: Sequence[str], explained: bool, **choice: Unpack[Choice]
+) -> list[tuple[str, Route, Explanation | None]]:
+    """Each text with its route and, where asked for, why it takes it; loads gate and embedder only."""
+    selector = Selector.load(Library.load(workspace.experts))
+    routes = selector.route(texts, **choice)
+    reasons: list[Explanation | None] = [None] * len(texts)
+    if explained:
+        embeddings = selector.embedder.encode([query_text(as_messages(text)) for text in texts])
+        reasons = [*explain(selector.gate, embeddings, workspace, choice.get("allowed"))]
+    return list(zip(texts, routes, reasons, strict=True))

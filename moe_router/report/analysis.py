@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from moe_router.gate.calibrate import calibration_error
 from moe_router.gate.gate import Decisions
-from moe_router.report.arms import Comparison, ExpertRow, Regret, Routing, SliceRow
+from moe_router.report.arms import Comparison, ExpertRow, Regret, Routing, SliceMap, SliceRow
 from moe_router.report.perplexity import mean_interval, perplexity
 from moe_router.report.registry import MIXTURE
 
 FAIR_RIVAL = "dense_active"
 BINS = 10
 COVERAGES = 20
+MAPPED = 400
+"""Most test queries on the map."""
 Losses = Mapping[str, np.ndarray]
 """Nats (records,) of each arm."""
 
@@ -97,6 +100,44 @@ def routing(
         abstained=float(decided.abstained.mean()),
         perplexity=tuple(_floats(_alone_on(labels == i, alone, tokens)) for i in range(count)),
     )
+
+
+def slice_map(
+    names: Sequence[str], labels: np.ndarray, embeddings: np.ndarray, losses: Losses, tokens: np.ndarray
+) -> SliceMap | None:
+    """At most MAPPED test queries, evenly spaced; None where an arm or a plane is missing.
+
+    *Shape:* labels and tokens (records,), embeddings (records, dimension).
+    """
+    present = np.unique(labels)
+    if not {MIXTURE, FAIR_RIVAL} <= losses.keys() or len(present) < 2:
+        return None
+    centres = np.stack([embeddings[labels == i].mean(0) for i in present]).astype(np.float64)
+    middle = centres.mean(0)
+    _, spread, directions = np.linalg.svd(centres - middle, full_matrices=False)
+    kept = np.linspace(0, len(labels) - 1, min(MAPPED, len(labels))).astype(int)
+    flat = (embeddings[kept] - middle) @ directions[:2].T  # (kept, 2)
+    lead = (losses[FAIR_RIVAL] - losses[MIXTURE])[kept] / tokens[kept]
+    return SliceMap(
+        slices=tuple(names),
+        x=_floats(flat[:, 0].round(4)),
+        y=_floats(flat[:, 1].round(4)),
+        slice=tuple(int(i) for i in labels[kept]),
+        lead=_floats(lead.round(4)),
+        share=float((spread[:2] ** 2).sum() / (spread**2).sum()),
+    )
+
+
+def source_names(sources: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the files in `file:line` sources, and each record's place among them: (records,).
+
+    Files are named without their folder, unless two would share the name.
+    """
+    files = [source.rpartition(":")[0] or source for source in sources]
+    paths = list(dict.fromkeys(files))
+    short = [Path(path).name for path in paths]
+    names = tuple(name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True))
+    return names, np.array([paths.index(file) for file in files])
 
 
 def _alone_on(own: np.ndarray, alone: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ CHECKABLE = 0.75
 NUMBER_SIGNS = ".-−%"
 MOST_TOKENS = 128
 SPARE_TOKENS = 4
+SAMPLED = 3
+"""Questions that every answering arm answers `report.samples` times at temperature 1, each time from another seed."""
 QUANTILE = 0.95
 BATCH = 64
 
@@ -44,6 +47,9 @@ class Questions:
     measure: str
     """`key_fact_accuracy`, `exact_match`, or nothing where the data says of no answer whether it is right."""
     settings: GenerationConfig
+    sampled: tuple[int, ...] = ()
+    """Those of them that are answered `samples` times."""
+    samples: int = 0
 
     @classmethod
     def of(cls, bench: Bench) -> Questions:
@@ -55,8 +61,19 @@ class Questions:
         longest = min(MOST_TOKENS, int(np.quantile(lengths, QUANTILE)) + SPARE_TOKENS)
         measure = "key_fact_accuracy" if facts else "exact_match" if _checkable(records) else ""
         return cls(
-            tuple(chosen), tuple(bench.spaced(settings.examples, chosen)), measure, GenerationConfig(max_new_tokens=longest)
+            chosen=tuple(chosen),
+            shown=tuple(bench.spaced(settings.examples, chosen)),
+            measure=measure,
+            settings=GenerationConfig(max_new_tokens=longest),
+            sampled=tuple(bench.spaced(SAMPLED, chosen)) if settings.samples else (),
+            samples=settings.samples,
         )
+
+    def right(self, text: str, record: Record) -> bool:
+        """Whether an answer is right by `measure`."""
+        if self.measure == "key_fact_accuracy":
+            return key_fact_found(text, record.meta["key_fact"])
+        return final_answer(text) == final_answer(record.response)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +83,9 @@ class Answers:
     texts: Mapping[int, str]
     """By test record."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Share of right answers and speed, under the names of Arm's fields."""
+    """Share of right answers, agreement and speed, under the names of Arm's fields."""
+    samples: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Answers drawn to the same question again and again, by test record."""
 
 
 def answer(pool: Pool, mix: Mix, questions: Questions) -> Answers:
@@ -83,26 +102,46 @@ def answer(pool: Pool, mix: Mix, questions: Questions) -> Answers:
         tokens += sum(answer.usage.completion_tokens for answer in found)
     figures = {"generated_per_second": tokens / (time.perf_counter() - start)}
     if questions.measure:
-        right = [_right(questions.measure, text, records[i]) for i, text in texts.items()]
-        figures[questions.measure] = sum(right) / len(right)
-    return Answers(texts, figures)
+        figures[questions.measure] = float(np.mean([questions.right(text, records[i]) for i, text in texts.items()]))
+    samples = {i: _drawn(router, records[i], route_of(pool.library.names, mix, i), questions) for i in questions.sampled}
+    return Answers(texts, figures | _consistency(samples, questions, records), samples)
+
+
+def _drawn(router: Router, record: Record, route: Route, questions: Questions) -> list[str]:
+    """Answers to one question, all at once, each from a seed of its own."""
+    settings = (replace(questions.settings, temperature=1.0, seed=seed) for seed in range(questions.samples))
+    streams = [router.stream(record.messages, one, route) for one in settings]
+    return [stream.answer().text for stream in streams]
+
+
+def _consistency(samples: Mapping[int, Sequence[str]], questions: Questions, records: Sequence[Record]) -> dict[str, float]:
+    """How far an arm agrees with itself, each question counting alike."""
+    if not samples:
+        return {}
+    counts = [Counter(map(final_answer, texts)) for texts in samples.values()]
+    found = {
+        "agreement": float(np.mean([max(count.values()) / questions.samples for count in counts])),
+        "distinct_answers": float(np.mean([len(count) for count in counts])),
+    }
+    if questions.measure:
+        right = [questions.right(text, records[i]) for i, texts in samples.items() for text in texts]
+        found["sampled_right"] = float(np.mean(right))
+    return found
 
 
 def side_by_side(
     bench: Bench, questions: Questions, answers: Mapping[str, Answers], mixture: Mix, confidence: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Question, reference, every arm's answer and the mixture's route, of the records to show."""
-    rows = []
-    for i in questions.shown:
+    """Question, reference, every arm's answer and the mixture's route; `shown` marks those that the page shows."""
+    rows: list[dict[str, Any]] = []
+    for i in questions.chosen:
         record, route = bench.test.records[i], route_of(bench.library.names, mixture, i)
-        row = {"question": record.prompt, "reference": record.response, "route": route.weights}
-        rows.append(
-            row
-            | {
-                "confidence": round(float(confidence[i]), 4),
-                "answers": {name: found.texts[i] for name, found in answers.items()},
-            }
-        )
+        row = {"question": record.prompt, "reference": record.response, "shown": i in questions.shown}
+        row |= {"route": route.weights, "confidence": round(float(confidence[i]), 4)}
+        row["answers"] = {name: found.texts[i] for name, found in answers.items()}
+        if i in questions.sampled:
+            row["samples"] = {name: list(found.samples[i]) for name, found in answers.items()}
+        rows.append(row)
     return rows
 
 
@@ -131,9 +170,3 @@ def _checkable(records: Sequence[Record]) -> bool:
     """Whether most responses have a final answer or are short ones."""
     checkable = [FINAL in r.response or 0 < len(final_answer(r.response).split()) <= SHORT_WORDS for r in records]
     return bool(checkable) and sum(checkable) >= CHECKABLE * len(checkable)
-
-
-def _right(measure: str, text: str, record: Record) -> bool:
-    if measure == "key_fact_accuracy":
-        return key_fact_found(text, record.meta["key_fact"])
-    return final_answer(text) == final_answer(record.response)

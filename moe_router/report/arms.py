@@ -13,7 +13,20 @@ from moe_router.errors import LibraryError
 from moe_router.report.perplexity import bootstrap_interval, paired_difference, perplexity
 from moe_router.report.registry import ARMS, Kind
 
-__all__ = ["ARMS", "Arm", "Comparison", "Costs", "ExpertRow", "Price", "Regret", "Routing", "SliceRow", "Verdict"]
+__all__ = [
+    "ARMS",
+    "Arm",
+    "Comparison",
+    "Costs",
+    "CurvePoint",
+    "ExpertRow",
+    "Price",
+    "Regret",
+    "Routing",
+    "SliceMap",
+    "SliceRow",
+    "Verdict",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,12 @@ class Arm:
     """Share of greedy answers that hold the record's key fact."""
     exact_match: float | None = None
     """Share of greedy answers that give the reference's final answer."""
+    agreement: float | None = None
+    """Share of answers drawn to one question that come to the most frequent one, on average over a few questions."""
+    distinct_answers: float | None = None
+    """Different answers among those, on average."""
+    sampled_right: float | None = None
+    """Share of the drawn answers that are right."""
     tokens_per_second: float | None = None
     """Read while scoring, prompts included, gate and embedder not."""
     generated_per_second: float | None = None
@@ -146,8 +165,8 @@ class Comparison:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.ci95[0] > 0 or self.ci95[1] < 0
+        """Whether the interval excludes 0, and p is below 0.05 (of few resamples, p is the stricter)."""
+        return self.p < 0.05 and (self.ci95[0] > 0 or self.ci95[1] < 0)
 
     @property
     def outcome(self) -> str:
@@ -212,6 +231,31 @@ class Routing:
     """Share of the test queries on which the gate would abstain; the figures here are without abstention."""
     perplexity: tuple[tuple[float, ...], ...]
     """Of every expert alone (columns) on the records of every slice (rows), in the order of `experts`."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """An arm trained on a share of the tokens, its own schedule from start to end."""
+
+    arm: str
+    trained_tokens: int
+    perplexity: float
+    ci95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SliceMap:
+    """Test queries on a plane: their embeddings along the two directions in which the slices' centres differ most."""
+
+    slices: tuple[str, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    slice: tuple[int, ...]
+    """Place of each query's slice in `slices`."""
+    lead: tuple[float, ...]
+    """Nats per token by which the mixture predicts each answer better than its fair rival; below 0, worse."""
+    share: float
+    """Of the variance between the slices' centres that the plane shows."""
 
 
 @dataclass(frozen=True)

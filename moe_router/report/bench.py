@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from moe_router.config import Config
+from moe_router.config import BaseConfig, Config
 from moe_router.data.embed import SentenceEmbedder, query_text
 from moe_router.data.slices import Slices
-from moe_router.experts.base import Base
+from moe_router.experts.base import Base, load_base
 from moe_router.experts.encode import Example, encode
 from moe_router.experts.library import Library
+from moe_router.experts.targets import ALL, targeted
 from moe_router.experts.train import Split
 from moe_router.gate.train import expert_of_slice
 from moe_router.report import costs
@@ -31,13 +32,21 @@ class Bench:
     base: Base
     embedder: SentenceEmbedder
     shape: costs.ModelShape
+    adapted: costs.Linears
+    """(d_in, d_out) of every layer that has adapters."""
 
     @classmethod
     def of(
         cls, workspace: Workspace, config: Config, library: Library, slices: Slices, base: Base, embedder: SentenceEmbedder
     ) -> Bench:
         """Call it before adapters are attached to the base: its shape is read here."""
-        return cls(workspace, config, library, slices, base, embedder, costs.ModelShape.from_model(base.model))
+        shape, adapted = costs.ModelShape.from_model(base.model), _adapted(base, library)
+        return cls(workspace, config, library, slices, base, embedder, shape, adapted)
+
+    def on(self, config: BaseConfig) -> Bench:
+        """The same records on another base, which is loaded for it; tokens and costs are that base's."""
+        base = load_base(config)
+        return replace(self, base=base, shape=costs.ModelShape.from_model(base.model), adapted=_adapted(base, self.library))
 
     @property
     def seed(self) -> int:
@@ -150,3 +159,10 @@ class Bench:
         pool = list(range(len(self.test.records))) if among is None else list(among)
         step = max(1, len(pool) / max(1, count))
         return [pool[int(i * step)] for i in range(min(count, len(pool)))]
+
+
+def _adapted(base: Base, library: Library) -> costs.Linears:
+    """Sizes of the layers that a library's recipe puts adapters on, of a base that has none attached."""
+    recipe = library.cards[library.names[0]].get("recipe", {})
+    chosen = targeted(base, recipe.get("targets", ALL)).linears()
+    return tuple((layer.in_features, layer.out_features) for layer in chosen.values())

@@ -7,6 +7,7 @@ docs/costs.md derives every formula; the tests check them against torch.utils.fl
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -171,18 +172,41 @@ def amortised_flops_per_token(flops_per_query: float, tokens_per_query: float) -
     return flops_per_query / tokens_per_query
 
 
-def lora_training_flops_per_token(shape: ModelShape, context: float, rank: float, head_share: float = 1.0) -> float:
-    """Forward, backward to the inputs of a frozen base, and three passes of its adapters, without recomputation.
+def lora_training_flops_per_token(
+    shape: ModelShape,
+    context: float,
+    rank: float,
+    head_share: float = 1.0,
+    adapted: Linears | None = None,
+    recomputed: bool = False,
+) -> float:
+    """Forward, backward to the inputs of a frozen base, and three passes of its adapters.
 
     Base: the forward once more for the inputs' gradients, less the entry layers, whose inputs need none; attention's
-    backward is ATTENTION_BACKWARD forwards; no weight gradients. Adapters on all of `linears`: forward, inputs' and
-    weights' gradients, 2·r·(d_in + d_out) each, less the entry layers' 2·r·d_in.
+    backward is ATTENTION_BACKWARD forwards; no weight gradients. Adapters on `adapted` (default: all of `linears`):
+    forward, inputs' and weights' gradients, 2·r·(d_in + d_out) each, less the entry layers' 2·r·d_in. `recomputed`: with
+    gradient checkpointing, the blocks' forward is done twice, the output head's once.
     """
+    adapted = shape.linears if adapted is None else adapted
     forward = base_flops_per_token(shape, context, head_share)
+    blocks = base_flops_per_token(shape, context, head_share=0)
     attention = attention_flops_per_token(shape, context)
     backward = forward - attention - 2 * _products(shape.entry) + ATTENTION_BACKWARD * attention
-    adapters = 3 * adapter_flops_per_token(shape.linears, rank) - 2 * rank * sum(d_in for d_in, _ in shape.entry)
-    return forward + backward + adapters
+    entry = Counter(shape.entry) & Counter(adapted)
+    once = adapter_flops_per_token(adapted, rank)
+    adapters = 3 * once - 2 * rank * sum(d_in for d_in, _ in entry.elements())
+    return forward + backward + adapters + recomputed * (blocks + once)
+
+
+def full_training_flops_per_token(
+    shape: ModelShape, context: float, head_share: float = 1.0, recomputed: bool = False
+) -> float:
+    """3 × the forward: once forward, once for the inputs' gradients (the embeddings train too), once for the weights'.
+
+    Attention has no weights and twice its forward in the backward, the same sum. `recomputed` as for adapters.
+    """
+    forward = base_flops_per_token(shape, context, head_share)
+    return 3 * forward + recomputed * base_flops_per_token(shape, context, head_share=0)
 
 
 def kv_bytes_per_token(shape: ModelShape, bytes_per_number: float = BF16_BYTES) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_router.errors import LibraryError, WorkspaceError
-from moe_router.report.arms import Arm, Comparison, ExpertRow, Price, Regret, Routing, SliceRow, Verdict
+from moe_router.report.arms import Arm, Comparison, CurvePoint, ExpertRow, Price, Regret, Routing, SliceMap, SliceRow, Verdict
 from moe_router.workspace import read_json
 
 SCHEMA = 1
@@ -26,8 +26,13 @@ class Report:
     comparisons: tuple[Comparison, ...]
     verdict: Verdict
     slices: tuple[SliceRow, ...] = ()
+    sources: tuple[SliceRow, ...] = ()
+    """The same by the file that the records came from, where there are several."""
     regret: Regret | None = None
     routing: Routing | None = None
+    slice_map: SliceMap | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    """The mixture and its fair rival trained on fewer tokens, and on all."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Versions, device, seeds, command, data digests."""
     timings: Mapping[str, float] = field(default_factory=dict)

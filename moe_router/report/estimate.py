@@ -13,9 +13,11 @@ from moe_router.experts.library import INDEX, Library
 from moe_router.experts.scoring import score_examples
 from moe_router.experts.train import SEARCH_SHARE
 from moe_router.report.bench import Bench
+from moe_router.report.full import CARD
 from moe_router.report.measure import trained_tokens
 from moe_router.report.pool import Pool, plan_of
 from moe_router.report.registry import ARMS
+from moe_router.report.repeats import SHARES
 
 TRAINING_RATIO = 4.0
 """Seconds of training a token over those of scoring one, as measured on two CPU cores (docs/demo.md)."""
@@ -50,7 +52,7 @@ def estimate(pool: Pool, names: Sequence[str], answers: int, answer_tokens: int)
     bench = pool.bench
     pace = seconds_per_token(pool)
     missing = tuple(name for name in names if not _trained(bench, name))
-    repeated = 2 * (bench.config.report.seeds - 1)
+    repeated = 2 * (bench.config.report.seeds - 1) + bench.config.report.curve * 2 * sum(SHARES)
     searched = 1 + SEARCH_SHARE * bench.config.experts.search_rates
     refitted = sum(pool.experts * (bench.tokens("gate") + bench.tokens("tune")) for name in names if _refits(name))
     scored = (len(names) + pool.experts) * bench.tokens("test") + 5 * bench.tokens("tune") + refitted
@@ -83,6 +85,8 @@ def _refits(name: str) -> bool:
 def _trained(bench: Bench, name: str) -> bool:
     """Whether an arm's adapters are there already, from an equal plan."""
     training, path = ARMS[name].training, bench.workspace.arms / name
+    if name == "full":
+        return (path / CARD).exists()
     if training is None:
         return True
     try:

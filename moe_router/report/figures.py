@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moe_router.report import gate_plots, plot
+from moe_router.report import gate_plots, maps, plot
 from moe_router.report.document import Report
 from moe_router.report.words import amount, level, percent, si
 
@@ -61,13 +61,35 @@ def _confidence_alt(report: Report) -> str:
     )
 
 
+def _curve_alt(report: Report) -> str:
+    points = "; ".join(f"{p.arm} {level(p.perplexity)} after {si(p.trained_tokens)} tokens" for p in report.curve)
+    return f"Perplexity against training tokens: {points}."
+
+
+def _map_alt(report: Report) -> str:
+    found = report.slice_map
+    parts = []
+    for index, name in enumerate(found.slices):
+        leads = [lead for lead, slice_ in zip(found.lead, found.slice, strict=True) if slice_ == index]
+        if leads:
+            parts.append(f"{name} {percent(sum(lead >= 0 for lead in leads) / len(leads))}")
+    return f"Map of the test queries by slice. Share of each that the mixture predicts better: {'; '.join(parts)}."
+
+
 FIGURES = (
     Figure("perplexity-flops", lambda report: bool(report.arms), lambda report: plot.draw(report.arms), _arms_alt),
+    Figure("training-tokens", lambda report: bool(report.curve), lambda report: maps.draw_curve(report.curve), _curve_alt),
     Figure(
         "slices",
         lambda report: any(row.against for row in report.slices),
         lambda report: gate_plots.draw_slices(report.slices),
         _slices_alt,
+    ),
+    Figure(
+        "slice-map",
+        lambda report: report.slice_map is not None,
+        lambda report: maps.draw_map(report.slice_map),
+        _map_alt,
     ),
     Figure(
         "experts-slices",

@@ -48,7 +48,7 @@ def draw_slices(rows: Sequence[SliceRow]) -> Figure:
         found = row.against
         low, high = (100 * edge for edge in found.ci95)
         middle = 100 * found.relative
-        axis.barh(at, middle, height=0.62, color=colours[found.outcome], zorder=2)
+        axis.barh(at, middle, height=0.62, color=colours[found.outcome], edgecolor=_edge(colours[found.outcome]), zorder=2)
         axis.errorbar(
             middle,
             at,
@@ -104,7 +104,8 @@ def draw_routes(found: Routing) -> Figure:
     axis = _axis(figure, left=0.24, right=0.97, top=0.95)
     parts = (("routing weight", found.weight, BLUE), ("really best", found.best, PALE))
     for offset, (name, shares, colour) in zip((0.2, -0.2), parts, strict=True):
-        axis.barh([at + offset for at in range(len(order))], [100 * shares[i] for i in order], 0.36, color=colour, label=name)
+        bars = [100 * shares[i] for i in order]
+        axis.barh([at + offset for at in range(len(order))], bars, 0.36, color=colour, edgecolor=_edge(colour), label=name)
     axis.axvline(100 / len(order), color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=4)
     _names(axis, [found.experts[i] for i in order])
     _percent_axis(axis, signed=False)
@@ -138,6 +139,11 @@ def draw_confidence(found: Routing) -> Figure:
     for axis in (left, right):
         plain(axis)
     return figure
+
+
+def _edge(colour: str) -> str:
+    """Pale bars get a line around them, so that they stand out from the page."""
+    return FAINT if colour == PALE else colour
 
 
 def _step(above: float) -> int:

@@ -11,11 +11,16 @@ from moe_router.report.analysis import FAIR_RIVAL
 from moe_router.report.document import Report
 from moe_router.report.registry import MIXTURE
 from moe_router.report.tables import Table, small_tables, tables
-from moe_router.report.words import level, si, span
+from moe_router.report.words import interval, level, si, span
 
 USES = {"mixture": "Use the mixture", "dense": "Use a dense adapter", "base": "Use the base", "unknown": "No verdict"}
-FIGURE_AFTER = {"Arms": "perplexity-flops", "Slices": "slices", "Routes": "routes", "Experts": "experts-slices"}
-"""The figure that stands before each table."""
+FIGURES_OF = {
+    "Arms": ("perplexity-flops", "training-tokens"),
+    "Slices": ("slices", "slice-map"),
+    "Routes": ("routes", "confidence"),
+    "Experts": ("experts-slices",),
+}
+"""The figures that stand before each table."""
 
 
 def page(report: Report, figures: Mapping[str, str], answers: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -48,12 +53,11 @@ def _tiles(report: Report) -> Iterator[str]:
     found = next((row for row in report.comparisons if row.rival == FAIR_RIVAL), None)
     if ours is None or rival is None or found is None:
         return
-    low, high = found.ci95
     ratio = ours.flops_per_token / rival.flops_per_token
     tiles = (
         ("Perplexity, mixture", level(ours.perplexity), f"95 %: {span(ours)}"),
         (f"Perplexity, {FAIR_RIVAL}", level(rival.perplexity), f"95 %: {span(rival)}"),
-        ("Difference", f"{100 * found.relative:+.1f} %", f"95 %: {100 * low:+.1f} % to {100 * high:+.1f} %"),
+        ("Difference", f"{100 * found.relative:+.1f} %", f"95 %: {interval(found)}"),
         ("FLOPs per token", f"{ratio:.2f} ×", f"{si(ours.flops_per_token)} against {si(rival.flops_per_token)}"),
     )
     cells = (f"<div><dt>{escape(n)}</dt><dd>{escape(v)}<small>{escape(w)}</small></dd></div>" for n, v, w in tiles)
@@ -63,21 +67,18 @@ def _tiles(report: Report) -> Iterator[str]:
 def _body(report: Report, figures: Mapping[str, str]) -> Iterator[str]:
     for part in tables(report):
         yield f"<h2>{escape(part.title)}</h2>"
-        drawn = figures.get(FIGURE_AFTER.get(part.title, ""))
-        if drawn:
-            yield f"<figure>{drawn}</figure>"
+        yield from (f"<figure>{figures[name]}</figure>" for name in FIGURES_OF.get(part.title, ()) if name in figures)
         if part.note:
             yield f'<p class="note">{escape(part.note)}</p>'
         yield table(part)
         if part.title == "Arms":
             arms = (f"<dt><code>{a.id}</code></dt><dd>{escape(a.kind.explanation)}</dd>" for a in report.arms)
             yield f'<dl class="arms">{"".join(arms)}</dl>'
-        if part.title == "Routes" and "confidence" in figures:
-            yield f"<figure>{figures['confidence']}</figure>"
 
 
 def _answers(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Every question with its reference, all answers, and the mixture's route."""
+    rows = [row for row in rows if row.get("shown", True)]
     if not rows:
         return
     yield "<h2>Answers side by side</h2>"

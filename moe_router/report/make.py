@@ -21,24 +21,30 @@ from moe_router.progress import Progress, Silent
 from moe_router.report import analysis
 from moe_router.report.against import LOSSES, save_losses
 from moe_router.report.answers import Questions, side_by_side
-from moe_router.report.arms import ARMS, Comparison, ExpertRow, Routing
+from moe_router.report.arms import ARMS, Comparison, CurvePoint, ExpertRow, Routing
+from moe_router.report.arrow import measure_arrow
 from moe_router.report.bench import Bench
 from moe_router.report.document import Report
 from moe_router.report.estimate import estimate
+from moe_router.report.full import LARGEST, measure_full
 from moe_router.report.measure import Measurement, measure_arm
 from moe_router.report.notes import notes_of
 from moe_router.report.pool import Pool, open_pool
 from moe_router.report.registry import MIXTURE, arms_of
 from moe_router.report.render import ANSWERS, save
-from moe_router.report.repeats import repeat
+from moe_router.report.repeats import curve, repeat
 from moe_router.report.verdict import judge
 from moe_router.workspace import Workspace, digest_json, read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 """Of what is measured: a report of another format is measured again."""
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "sentence-transformers", "scikit-learn")
 UNMEASURED = ("price_per_hour",)
 """Settings of the report that change no figure."""
+
+
+APART = {"arrow": measure_arrow, "full": measure_full}
+"""How arms apart are measured."""
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Found:
     experts: tuple[ExpertRow, ...] = ()
     routing: Routing | None = None
     confidence: np.ndarray | None = None  # (records,)
+    curve: tuple[CurvePoint, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -61,12 +68,15 @@ def make_report(workspace: Workspace, config: Config, progress: Progress | None 
     progress = progress or Silent()
     library, slices = Library.load(workspace.experts), Slices.load(workspace)
     gate = Gate.load(workspace.experts, library)
-    names = arms_of(config.report.budget, library)
+    names = arms_of(config.report.budget, library, config.report.larger_base)
     inputs = _inputs(config, library, slices, gate)
     earlier = _earlier(workspace, config, inputs)
     if earlier is not None:
         return earlier
     bench = Bench.of(workspace, config, library, slices, base or load_base(library.base), load_embedder(slices.embedder))
+    if bench.shape.params > LARGEST and "full" in names:
+        names.remove("full")
+        progress.note(f"full fine-tuning is left out: {bench.shape.params:,} parameters need 16 bytes each")
     questions = Questions.of(bench)
     found = _measure(bench, gate, names, questions, progress)
     report = _report(bench, found, inputs)
@@ -102,34 +112,42 @@ def _earlier(workspace: Workspace, config: Config, inputs: str) -> Report | None
 def _measure(bench: Bench, gate: Gate, names: Sequence[str], questions: Questions, progress: Progress) -> Found:
     """All arms, those that share adapters together; the library's own first."""
     found = Found()
-    own = [name for name in names if not ARMS[name].trained]
-    groups = [own, *([name] for name in names if ARMS[name].trained)]
+    own = [name for name in names if ARMS[name].own]
+    groups = [own, *([name] for name in names if not ARMS[name].own)]
     for group in groups:
         start = time.perf_counter()
-        with open_pool(bench, group[0], ARMS[group[0]].training, gate, progress) as pool:
+        if ARMS[group[0]].apart:
+            found.arms[group[0]] = APART[group[0]](group[0], bench, progress)
+            found.seconds[f"measure {group[0]}"] = _lap(start)
+            continue
+        with open_pool(bench, group[0], ARMS[group[0]], gate, progress) as pool:
             if group is own:
                 progress.note(_estimate(pool, names, questions))
                 start = time.perf_counter()
             else:
                 found.seconds[f"train {group[0]}"] = _lap(start)
-            _measure_group(pool, group, questions, found, progress)
+            _measure_group(pool, group, questions, found, bench.target_tokens)
     start = time.perf_counter()
     for name, levels in repeat(bench, gate, progress).items():
         measured = found.arms[name]
         found.arms[name] = replace(measured, arm=replace(measured.arm, repeats=levels))
         found.seconds["repeat with other seeds"] = _lap(start)
+    start = time.perf_counter()
+    found.curve = curve(bench, gate, progress, {name: measured.arm for name, measured in found.arms.items()})
+    if found.curve:
+        found.seconds["train on fewer tokens"] = _lap(start)
     return found
 
 
-def _measure_group(pool: Pool, names: Sequence[str], questions: Questions, found: Found, progress: Progress) -> None:
-    title = "measure the arms of the library" if pool.plan is None else f"measure {names[0]}"
-    progress.stage(title, len(names))
+def _measure_group(pool: Pool, names: Sequence[str], questions: Questions, found: Found, tokens: np.ndarray) -> None:
+    own = pool.library is pool.bench.library
+    pool.progress.stage("measure the arms of the library" if own else f"measure {names[0]}", len(names))
     for name in names:
         start = time.perf_counter()
-        found.arms[name] = measure_arm(name, pool, questions)
+        found.arms[name] = measure_arm(name, pool, questions, tokens)
         found.seconds[f"measure {name}"] = _lap(start)
-        progress.advance(1, name)
-    if pool.plan is None:
+        pool.progress.advance(1, name)
+    if own:
         _analyse_gate(pool, found)
 
 
@@ -145,7 +163,8 @@ def _analyse_gate(pool: Pool, found: Found) -> None:
 
 
 def _estimate(pool: Pool, names: Sequence[str], questions: Questions) -> str:
-    answered, longest = len(questions.chosen), questions.settings.max_new_tokens
+    answered = len(questions.chosen) + len(questions.sampled) * questions.samples
+    longest = questions.settings.max_new_tokens
     return estimate(pool, names, answered, longest).line(pool.bench.config.report.budget)
 
 
@@ -155,6 +174,8 @@ def _report(bench: Bench, found: Found, inputs: str) -> Report:
     arms = tuple(found.arms[name].arm for name in ARMS if name in found.arms)
     compared = tuple(_comparisons(bench, losses))
     slices = analysis.slice_rows(bench.library.names, bench.labels, losses, tokens, settings.bootstrap, settings.seed)
+    files, origin = analysis.source_names([record.source for record in bench.test.records])
+    sources = analysis.slice_rows(files, origin, losses, tokens, settings.bootstrap, settings.seed) if len(files) > 1 else ()
     split = analysis.regret(losses, tokens, settings.bootstrap, settings.seed)
     return Report(
         arms=arms,
@@ -162,8 +183,11 @@ def _report(bench: Bench, found: Found, inputs: str) -> Report:
         comparisons=compared,
         verdict=judge(arms, compared, slices, split, len(bench.library.names)),
         slices=slices,
+        sources=sources,
         regret=split,
         routing=found.routing,
+        slice_map=analysis.slice_map(bench.library.names, bench.labels, bench.test.embeddings, losses, tokens),
+        curve=found.curve,
         environment=_environment(bench),
         timings={name: round(seconds, 1) for name, seconds in found.seconds.items()},
         notes=tuple(notes_of(bench, arms)),

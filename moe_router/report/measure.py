@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe_router.experts.base import Base
+from moe_router.experts.library import Library
 from moe_router.experts.scoring import Scores, score_examples
 from moe_router.experts.train import SEARCH_SHARE
 from moe_router.memory import NF4_BITS
@@ -17,6 +18,7 @@ from moe_router.report.arms import ARMS, Arm, Costs
 from moe_router.report.bench import Bench
 from moe_router.report.mixes import Mix
 from moe_router.report.pool import Pool
+from moe_router.report.registry import one_rank, shared_rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +31,12 @@ class Measurement:
     answers: Answers | None = None
 
 
-def measure_arm(name: str, pool: Pool, questions: Questions) -> Measurement:
-    """Mix, score and time arm `name` on the test records; let it answer where it is one that does."""
+def measure_arm(name: str, pool: Pool, questions: Questions, tokens: np.ndarray) -> Measurement:
+    """Mix, score and time arm `name` on the test records; let it answer where it is one that does.
+
+    `tokens` (records,) are response tokens as the library's base counts them: an arm on another base is measured per token
+    of the same text.
+    """
     bench, kind = pool.bench, ARMS[name]
     mix = kind.mix(pool)
     start = time.perf_counter()
@@ -41,7 +47,7 @@ def measure_arm(name: str, pool: Pool, questions: Questions) -> Measurement:
     arm = Arm.measured(
         name,
         scores.nats,
-        scores.tokens,
+        tokens,
         costs_of(name, pool, mix),
         settings.bootstrap,
         settings.seed,
@@ -63,7 +69,7 @@ def _training(name: str, pool: Pool) -> dict[str, object]:
     if name == "base":
         return {}
     found: dict[str, object] = {"trained_tokens": trained_tokens(pool)}
-    if ARMS[name].trained:
+    if not ARMS[name].own:
         card = pool.library.cards[pool.library.names[0]]
         found |= {"rank": card["rank"], "learning_rate": card["learning_rate"]}
     return found
@@ -78,15 +84,15 @@ def costs_of(name: str, pool: Pool, mix: Mix) -> Costs:
     """FLOPs, bytes and parameters of an arm under its mixture."""
     bench, layout = pool.bench, pool.model.layout
     ranks = costs.active_ranks(mix.weights, mix.shared, layout.ranks, layout.shared_rank)
-    per_rank = costs.adapter_params(bench.shape.linears, 1)
+    per_rank = costs.adapter_params(bench.adapted, 1)
     running = costs.base_flops_per_token(bench.shape, bench.context) + _choosing_flops(bench, mix)
     held = 0 if name == "base" else layout.total * per_rank
     used = round(per_rank * float(ranks.mean()))
-    weights = costs.weight_bytes(bench.shape, bits_of(bench.base, bench.library.base.quantization))
+    weights = costs.weight_bytes(bench.shape, bits_of(bench.base, pool.library.base.quantization))
     kv, length = costs.kv_bytes_per_token(bench.shape), float(bench.lengths.mean())
     return Costs(
-        flops_per_token=running + costs.adapter_flops_per_token(bench.shape.linears, costs.executed_rank(ranks, layout.total)),
-        active_flops_per_token=running + costs.adapter_flops_per_token(bench.shape.linears, float(ranks.mean())),
+        flops_per_token=running + costs.adapter_flops_per_token(bench.adapted, costs.executed_rank(ranks, layout.total)),
+        active_flops_per_token=running + costs.adapter_flops_per_token(bench.adapted, float(ranks.mean())),
         train_flops=0.0 if name == "base" else _train_flops(pool, mix),
         adapter_params=held,
         active_adapter_params=used,
@@ -110,11 +116,21 @@ def _choosing_flops(bench: Bench, mix: Mix) -> float:
 
 
 def _train_flops(pool: Pool, mix: Mix) -> float:
-    """Training with its learning-rate search, and the forward passes that settled how to choose."""
-    bench, layout = pool.bench, pool.model.layout
-    rank = layout.shared_rank + max(layout.ranks)
-    each = costs.lora_training_flops_per_token(bench.shape, bench.context, rank, bench.head_share)
-    searched = bool(pool.library.cards[pool.library.names[0]].get("rate_search"))
+    trained = pool.bench.library if pool.plan is None else pool.library
+    return training_flops(pool.bench, trained, mix.measured_tokens, dense=pool.plan is not None and len(pool.plan.names) == 1)
+
+
+def training_flops(bench: Bench, trained: Library, measured_tokens: int, dense: bool = False) -> float:
+    """Training with its learning-rate search, the forward passes that settled how to choose, and embedding for the slices.
+
+    `measured_tokens` were read to settle how to choose; a `dense` arm embeds nothing.
+    """
+    rank = shared_rank(trained) + one_rank(trained)
+    recomputed = bench.config.experts.gradient_checkpointing
+    each = costs.lora_training_flops_per_token(bench.shape, bench.context, rank, bench.head_share, bench.adapted, recomputed)
+    searched = bool(trained.cards[trained.names[0]].get("rate_search"))
     read = costs.base_flops_per_token(bench.shape, bench.context, bench.head_share)
-    read += costs.adapter_flops_per_token(bench.shape.linears, rank)
-    return each * trained_tokens(pool) * (1 + SEARCH_SHARE * searched) + read * mix.measured_tokens
+    read += costs.adapter_flops_per_token(bench.adapted, rank)
+    embedded = 0 if dense else sum(len(split.records) for split in (bench.train, bench.gate, bench.tune))
+    tokens = sum(int(trained.cards[name]["tokens"]) for name in trained.names)
+    return each * tokens * (1 + SEARCH_SHARE * searched) + read * measured_tokens + bench.embedding_flops * embedded

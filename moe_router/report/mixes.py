@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from moe_router.report.pool import Pool
 
 
+MERGE_STRENGTHS = (0.5, 1.0, 2.0, 4.0)
+
+
 @dataclass(frozen=True)
 class Mix:
     """The mixture of every test record."""
@@ -118,6 +121,15 @@ def at_random(pool: Pool) -> Mix:
 def oracle(pool: Pool) -> Mix:
     """The expert that turned out best for each record."""
     return Mix(baselines.oracle(pool.alone.nats), np.ones(pool.count))
+
+
+def merged(pool: Pool) -> Mix:
+    """The merged adapter, scaled by the strength that loses least on the tune split, as the merging methods ask."""
+    best, _ = baselines.search_temperature(
+        MERGE_STRENGTHS, lambda s: np.full((len(pool.bench.tune.records), 1), s, dtype=np.float32), pool.tune_nats
+    )
+    searched = len(MERGE_STRENGTHS) * pool.bench.tokens("tune")
+    return Mix(np.full((pool.count, 1), best, dtype=np.float32), np.ones(pool.count), 0, searched)
 
 
 def _gated(pool: Pool, weights: np.ndarray, remembered: int | None = None) -> Mix:

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from moe_router.report.arms import ARMS, Arm
 from moe_router.report.bench import Bench
+from moe_router.report.full import LARGEST
 from moe_router.report.registry import arms_of
 
-NEVER = (
-    "Not tested: a dense adapter on a larger base, full fine-tuning, 16-bit LoRA, merging the experts, people's judgement "
-    "of the answers."
-)
+NEVER = "Not tested: people's judgement of the answers (`moe-router blind`)."
 
 
 def notes_of(bench: Bench, arms: Sequence[Arm]) -> Iterator[str]:
@@ -28,10 +26,15 @@ def notes_of(bench: Bench, arms: Sequence[Arm]) -> Iterator[str]:
     yield "Mixture arms are measured without abstention."
     measured = {arm.id for arm in arms}
     left = [name for name in arms_of("full", bench.library) if name not in measured]
+    if bench.shape.params > LARGEST and "full" in left:
+        left.remove("full")
+        yield "Full fine-tuning was not measured: the base is too large for a report to train whole."
     if left:
         wider = "full" if any(ARMS[name].budget == "full" for name in left) else "standard"
         yield f"Not measured in this budget: {', '.join(left)}. `moe-router report --budget {wider}` adds them."
     yield NEVER
+    if "larger_base" not in measured:
+        yield "No larger base was compared: `--larger-base` names one (a folder or hub id)."
     if not bench.library.has_shared:
         yield "The library has no shared expert, so there is no arm of it alone."
     yield "Speeds are of this machine while it made the report; FLOPs do not depend on it."

@@ -36,7 +36,7 @@ LOOKS = {
     "bound": Look("bound", GREY, "D", filled=False),
 }
 GAP = 0.25
-"""The perplexity axis is broken where a gap between intervals takes more than this share of its logarithmic range."""
+"""The perplexity axis is broken where a gap between intervals is more than this share of the logarithmic range below it."""
 OUTLIERS = 2
 """At most this many arms lie above the break."""
 
@@ -63,11 +63,11 @@ def draw(arms: Sequence[Arm]) -> Figure:
 
 
 def split(arms: Sequence[Arm]) -> tuple[list[Arm], list[Arm]]:
-    """Arms above and below a break in the perplexity axis; none above where a break would not help."""
+    """Arms above and below a break in the perplexity axis, as many above as help; none where a break would not."""
     order = sorted(arms, key=lambda arm: -arm.perplexity)
-    span = math.log(max(arm.ci95[1] for arm in order) / min(arm.ci95[0] for arm in order))
-    for above in range(1, min(OUTLIERS, len(order) - OUTLIERS) + 1):
-        far, near = order[:above], order[above:]
+    for above in range(min(OUTLIERS, len(order) - OUTLIERS), 0, -1):
+        far, near, rest = order[:above], order[above:], order[above - 1 :]
+        span = math.log(max(arm.ci95[1] for arm in rest) / min(arm.ci95[0] for arm in rest))
         if math.log(min(arm.ci95[0] for arm in far) / max(arm.ci95[1] for arm in near)) > GAP * span:
             return far, near
     return [], order

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from moe_router.config import BaseConfig
 from moe_router.experts.adapters import RoutedModel
 from moe_router.experts.library import Library
 from moe_router.experts.scoring import Scores, expert_scores, score_examples
@@ -18,7 +19,8 @@ from moe_router.gate.gate import Gate
 from moe_router.gate.losses import measure
 from moe_router.progress import Progress
 from moe_router.report.bench import Bench
-from moe_router.report.registry import Training, shared_rank
+from moe_router.report.merge import merge_library
+from moe_router.report.registry import Kind, Training, active_rank, shared_rank
 from moe_router.workspace import digest_json
 
 
@@ -33,7 +35,7 @@ class Pool:
     """The workspace's, whatever the pool."""
     progress: Progress
     plan: Plan | None = None
-    """What it was trained by; None for the workspace's own library."""
+    """What it was trained by; None for the workspace's own library, and for its experts merged."""
 
     @property
     def count(self) -> int:
@@ -52,7 +54,7 @@ class Pool:
     def measured(self, split: str) -> Measured:
         """Every expert's loss on the gate or tune split; the library's are kept beside it from fitting the gate."""
         bench = self.bench
-        if self.plan is None:
+        if self.library is bench.library:
             return measure(bench.workspace, self.library, bench.slices, split, self.model, self.progress)
         chosen: Split = getattr(bench, split)
         found = self._alone(chosen)
@@ -67,21 +69,33 @@ class Pool:
 
 
 @contextlib.contextmanager
-def open_pool(
-    bench: Bench, name: str, training: Training | None, gate: Gate, progress: Progress, further: int = 0
-) -> Iterator[Pool]:
-    """The library's adapters, or those of `training`, kept under `name` and trained now if they are not there yet.
+def open_pool(bench: Bench, name: str, kind: Kind, gate: Gate, progress: Progress, further: int = 0) -> Iterator[Pool]:
+    """The adapters of an arm's kind: the library's, those merged, or its own, which are kept under `name`.
 
-    `further` is added to the training seed.
+    What is not there yet is made now. `further` is added to the training seed.
     """
-    library, plan = bench.library, None
-    if training is not None:
-        plan = plan_of(bench, training, further)
+    library, plan, path = bench.library, None, bench.workspace.arms / name
+    if kind.merged:
+        rank = active_rank(library) - shared_rank(library)
+        library = merge_library(path, library, kind.merged, rank, progress, bench.seed)
+    elif kind.training is not None:
+        plan = plan_of(bench, kind.training, further)
+        if kind.training.base:
+            progress.note(f"{name}: loading base {plan.config.base.model!r}, quantization {plan.config.base.quantization}")
+            bench = bench.on(plan.config.base)
         checkpoint = bench.workspace.checkpoints / f"{name}.safetensors"
         title = f"train {name} (rank {plan.config.experts.rank})"
-        library = train_library(bench.workspace.arms / name, plan, checkpoint, progress, bench.base, title=title)
+        library = train_library(path, plan, checkpoint, progress, bench.base, title=title)
     with library.open(bench.base) as model:
         yield Pool(bench, library, model, gate, progress, plan)
+
+
+def base_of(bench: Bench, training: Training) -> BaseConfig:
+    """The base that an arm is trained on."""
+    base = bench.library.base
+    if training.base == "larger":
+        return replace(base, model=bench.config.report.larger_base)
+    return replace(base, quantization="none") if training.base == "16-bit" else base
 
 
 def plan_of(bench: Bench, training: Training, further: int = 0) -> Plan:
@@ -99,6 +113,8 @@ def plan_of(bench: Bench, training: Training, further: int = 0) -> Plan:
         shared_rank=shared_rank(bench.library) if shared else experts.shared_rank,
         learning_rate=experts.dense_learning_rate if one else experts.learning_rate,
         seed=experts.seed + further,
+        epochs=experts.epochs * training.share,
+        steps=round(experts.steps * training.share),
     )
     names = bench.library.names
     if training.split == "random":
@@ -107,7 +123,7 @@ def plan_of(bench: Bench, training: Training, further: int = 0) -> Plan:
         names=("dense",) if one else names,
         train=_divided(bench.owned(bench.train), training.split, bench.seed),
         tune=_divided(bench.owned(bench.tune), training.split, bench.seed),
-        config=replace(bench.config, base=bench.library.base, experts=recipe),
+        config=replace(bench.config, base=base_of(bench, training), experts=recipe),
         data_digest=digest_json([bench.slices.digest, bench.library.names]),
         rows_per_step=len(bench.library.names) if one else 1,
     )

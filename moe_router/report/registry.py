@@ -32,6 +32,10 @@ class Training:
     """`one` adapter for all records, `slices` as the library has them, or slices of the same sizes drawn at `random`."""
     shared: bool = False
     """Whether there is an always-on expert as well, where the library has one."""
+    base: str = ""
+    """On the library's base, on its `16-bit` form, or on the `larger` one of the settings."""
+    share: float = 1.0
+    """Of the library's training tokens."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,11 @@ class Kind:
     the same experts), `control` (the same cost without the idea under test), or `bound` (knows the answer)."""
     mix: Mixer
     training: Training | None = None
-    """None where the library's own adapters are used."""
+    """None where the library's own adapters are used, as they are or merged."""
+    apart: bool = False
+    """Whether no mixture of adapters is the arm, so that it is measured on a model of its own (apart.py)."""
+    merged: str = ""
+    """How the library's experts are merged into one adapter, a key of merge.METHODS; nothing where they are not."""
     budget: str = "quick"
     """The smallest budget that measures it."""
     rival: bool = True
@@ -57,9 +65,9 @@ class Kind:
     """Whether it answers test questions, for the side by side and the share of right answers."""
 
     @property
-    def trained(self) -> bool:
-        """Whether it needs training of its own beyond the library."""
-        return self.training is not None
+    def own(self) -> bool:
+        """Whether it uses the library's adapters as they are."""
+        return self.training is None and not self.merged and not self.apart
 
 
 def one_rank(library: Library) -> int:
@@ -111,8 +119,51 @@ ARMS: Mapping[str, Kind] = {
         budget="standard",
         equal="equal memory",
     ),
+    "dense_16bit": Kind(
+        "dense, 16-bit base",
+        "one adapter with the rank a query uses, on the base without 4-bit rounding",
+        "dense",
+        mixes.uniform,
+        Training(active_rank, base="16-bit"),
+        budget="full",
+        equal="equal adapter FLOPs, four times the base's memory",
+    ),
+    "full": Kind(
+        "full fine-tuning",
+        "every weight of the unquantised base trained, at a learning rate of its own search",
+        "dense",
+        mixes.nothing,
+        budget="full",
+        equal="a whole model of 16 bits instead of adapters",
+        apart=True,
+    ),
+    "larger_base": Kind(
+        "dense, larger base",
+        "one adapter of one expert's rank on the larger base of the settings; its loss counts per token of the library's base",
+        "dense",
+        mixes.uniform,
+        Training(one_rank, base="larger"),
+        equal="a larger base",
+        answers=True,
+    ),
     "shared_only": Kind("shared expert alone", "the library's always-on expert, no routed one", "choice", mixes.shared_alone),
     "uniform": Kind("uniform mix", "all experts, equally weighted", "choice", mixes.uniform),
+    "ties": Kind(
+        "experts merged by TIES",
+        "all experts merged into one adapter with the rank a query uses: largest values, majority sign; no gate",
+        "choice",
+        mixes.merged,
+        merged="ties",
+        budget="full",
+    ),
+    "dare": Kind(
+        "experts merged by DARE",
+        "all experts merged into one adapter with the rank a query uses: half the values dropped at random; no gate",
+        "choice",
+        mixes.merged,
+        merged="dare",
+        budget="full",
+    ),
     "random_slices": Kind(
         "random slices",
         "experts trained on slices drawn at random, with a gate fitted to them alike",
@@ -154,6 +205,14 @@ ARMS: Mapping[str, Kind] = {
         mixes.label_classifier,
         budget="full",
     ),
+    "arrow": Kind(
+        "Arrow",
+        "every token's two experts in every layer, by the main direction of their weights; PEFT's own, no gate",
+        "choice",
+        mixes.shared_alone,
+        apart=True,
+        budget="full",
+    ),
     "cbtm": Kind("c-BTM", "softmax over the similarity to slice centroids, two kept", "choice", mixes.cbtm),
     "gate_top1": Kind("gate, top 1", "the trained gate's first expert", "mixture", mixes.routed("top1")),
     "gate_top2": Kind(
@@ -165,10 +224,22 @@ ARMS: Mapping[str, Kind] = {
 """Every arm, in the order in which reports list them."""
 
 
-def arms_of(budget: str, library: Library) -> list[str]:
-    """Arms that a budget measures on this library. Raises ConfigError for an unknown budget."""
+def arms_of(budget: str, library: Library, larger: str = "") -> list[str]:
+    """Arms that a budget measures on this library; `larger` names the larger base, if there is one.
+
+    Raises ConfigError for an unknown budget.
+    """
     if budget not in BUDGETS:
         raise ConfigError(f"report.budget = {budget!r}: use one of {', '.join(BUDGETS)}")
     chosen = [name for name, kind in ARMS.items() if BUDGETS.index(kind.budget) <= BUDGETS.index(budget)]
-    left_out = set() if library.has_shared else {"shared_only", "isolated"}  # without one, the library is isolated itself
-    return [name for name in chosen if name not in left_out]
+    ranks = {int(library.cards[name]["rank"]) for name in library.names}
+    impossible = {
+        "shared_only": not library.has_shared,
+        "isolated": not library.has_shared,  # the library is isolated itself
+        "larger_base": not larger,
+        "dense_16bit": library.base.quantization != "nf4",
+        "ties": len(library.names) == 1,
+        "dare": len(library.names) == 1,
+        "arrow": len(library.names) == 1 or len(ranks) > 1,  # PEFT's asks for equal ranks
+    }
+    return [name for name in chosen if not impossible.get(name, False)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from moe_router.report.arms import Arm
+from moe_router.report.arms import Arm, SliceRow
 from moe_router.report.document import Report
+from moe_router.report.registry import MIXTURE
 from moe_router.report.words import OUTCOMES, amount, interval, level, money, p_value, percent, si, span
 
 
@@ -50,12 +51,26 @@ COST_COLUMNS: dict[str, Callable[[Arm], str]] = {
     "learning rate": lambda arm: "" if arm.learning_rate is None else f"{arm.learning_rate:g}",
     "trained tokens": lambda arm: "" if arm.trained_tokens is None else f"{arm.trained_tokens:,}",
 }
+CONSISTENCY_COLUMNS: dict[str, Callable[[Arm], str]] = {
+    "arm": lambda arm: arm.id,
+    "agrees with itself": lambda arm: percent(arm.agreement),
+    "different answers": lambda arm: "" if arm.distinct_answers is None else f"{arm.distinct_answers:.1f}",
+    "right": lambda arm: percent(arm.sampled_right),
+}
 ARM_NOTE = (
     "All on the same held-out response tokens; lower perplexity is better. FLOPs count 2 per multiply-add: executed is what "
     "the code computes for a token, active what the route needs. Parameters are the adapters': held in memory, used by a query."
 )
+CONSISTENCY_NOTE = (
+    "The same few test questions answered again and again at temperature 1: the share of answers that come to the most "
+    "frequent one, how many different ones there were, and the share that is right."
+)
 COST_NOTE = "Speeds are measured on this machine; memory and bytes are computed for one sequence."
 PRICE_NOTE = " Prices: a machine at {} an hour, in that currency; a training run's follows from its FLOPs at scoring speed."
+SLICE_NOTE = (
+    "Perplexity on the test records of each slice. Intervals are of one slice alone: with many, one in twenty misleads."
+)
+SOURCE_NOTE = "The same by the file that the test records came from."
 SLICE_ARMS = ("base", "dense_active", "dense_params", "cbtm", "gate_top2", "oracle")
 """Arms of the table by slice; the others are in report.json."""
 
@@ -66,8 +81,11 @@ def tables(report: Report) -> Iterator[Table]:
     if report.comparisons:
         yield _comparisons(report)
     if report.slices:
-        yield _slices(report)
+        yield _slices(report, report.slices, "Slices", SLICE_NOTE)
+    if report.sources:
+        yield _slices(report, report.sources, "Sources", SOURCE_NOTE)
     yield from _routing(report)
+    yield from _consistency(report)
     if report.experts:
         yield _experts(report)
     priced = PRICE_NOTE.format(money(report.price_per_hour)) if report.price_per_hour else ""
@@ -82,23 +100,29 @@ def _arms(report: Report, title: str, note: str, columns: dict[str, Callable[[Ar
     return Table(title, note, tuple(kept), rows, tuple(range(1, len(kept))), (0,))
 
 
+def _consistency(report: Report) -> Iterator[Table]:
+    asked = [arm for arm in report.arms if arm.agreement is not None]
+    if asked:
+        yield _arms(replace(report, arms=tuple(asked)), "Consistency", CONSISTENCY_NOTE, CONSISTENCY_COLUMNS)
+
+
 def _comparisons(report: Report) -> Table:
     rows = tuple((c.arm, c.rival, amount(c), interval(c), p_value(c), OUTCOMES[c.outcome]) for c in report.comparisons)
     note = "Relative difference in perplexity, by a paired bootstrap over records."
     return Table("Comparisons", note, ("arm", "rival", "perplexity", "95 % interval", "p", "arm is"), rows, code=(0, 1))
 
 
-def _slices(report: Report) -> Table:
+def _slices(report: Report, parts: Sequence[SliceRow], title: str, note: str) -> Table:
     arms = [arm.id for arm in report.arms if arm.id in SLICE_ARMS]
     rows = []
-    for row in report.slices:
+    for row in parts:
         found = ("", "") if row.against is None else (amount(row.against), interval(row.against))
         levels = (level(row.perplexity[arm]) for arm in arms)
         rows.append((row.name, f"{row.records:,}", *levels, *found))
-    rival = next((row.against.rival for row in report.slices if row.against), "")
-    head = ("slice", "records", *arms, f"gate_top2 against {rival}", "95 % interval")
-    note = "Perplexity on the test records of each slice. Intervals are of one slice alone: with many, one in twenty misleads."
-    return Table("Slices", note, head, tuple(rows), tuple(range(1, len(head))))
+    rival = next((row.against.rival for row in parts if row.against), "")
+    head = (title.lower().rstrip("s"), "records", *arms, "difference", "95 % interval")
+    note += f" The difference is that of {MIXTURE} to {rival}." if rival else ""
+    return Table(title, note, head, tuple(rows), tuple(range(1, len(head))))
 
 
 def _routing(report: Report) -> Iterator[Table]:

@@ -1,8 +1,8 @@
 """From figures to words: what to use, and how the mixture stands against each rival.
 
 The choice rests on `dense_active`, the dense adapter of the rank that a route uses, and on every other dense adapter that
-costs no more per token than the mixture. A mixture is more machinery, so it has to be shown better than each of them:
-where an interval includes 0, the dense adapter is the advice.
+costs no more FLOPs per token and no more memory than the mixture. A mixture is more machinery, so it has to be shown better
+than each of them: where an interval includes 0, the dense adapter is the advice.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ EXPECTED = ("base", "dense_rank", "dense_active", "dense_params", "random_slices
 """Rivals whose absence is worth a sentence."""
 LEVEL = 0.05
 ALONE = "There is nothing to mix: the library has one expert, which is a dense adapter already."
+PLAINER = {
+    "gate_top1": "`--gate-mode top1` uses one expert per query",
+    "shared_only": "`--k 1` trains one adapter for everything",
+}
 LUCK = (
     "Do not use a mixture here; use one dense adapter ({}{}): the mixture's lead is no larger than what another training seed "
     "changes; one adapter is simpler to run."
@@ -49,9 +53,10 @@ def judge(
         *_gate(against),
         *_bound(against),
         *_cost(measured, against),
+        *_larger(measured, against),
         *_missing(against),
     )
-    return Verdict(use, headline, sentences, remarks, _instead(use, measured.get(chosen)))
+    return Verdict(use, headline, sentences, remarks, _instead(use, measured.get(chosen), measured, against))
 
 
 def _choose(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> tuple[str, str, str]:
@@ -62,8 +67,8 @@ def _choose(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> tuple
     if base is not None and base.outcome != "better" and arms["base"].perplexity <= arms[FAIR_RIVAL].perplexity:
         reason = "neither the mixture nor the dense adapter is shown to improve on it"
         return "base", "base", f"Do not use a mixture here; use the base as it is: {reason}."
-    dense = [row for name, row in against.items() if ARMS[name].group == "dense"]
-    level = [row for row in dense if row is fair or _run_ratio(arms, row) >= 1]
+    dense = [row for name, row in against.items() if ARMS[name].group == "dense" and not ARMS[name].apart]
+    level = [row for row in dense if row is fair or _costs_no_more(arms[row.rival], arms[row.arm])]
     lost = [row for row in level if row.outcome != "better"]
     if lost:
         row = max(lost, key=lambda row: (row.outcome == "worse", row.relative))
@@ -103,15 +108,55 @@ def _seeds(use: str, arms: Mapping[str, Arm]) -> list[str]:
     return ["One training seed: part of the lead may be luck; `moe-router report --seeds 3` tells."] if use == "mixture" else []
 
 
-def _instead(use: str, arm: Arm | None) -> str:
-    """How to get what the verdict recommends, where that is not the mixture."""
+def _instead(use: str, arm: Arm | None, arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> str:
+    """The settings of what the verdict recommends, where they are not those of the workspace."""
+    if use == "mixture":
+        return _simpler(arms, against)
     if use == "base":
         return "Keep the base without adapters, or bring more data, or train longer (experts.epochs)."
     if use != "dense" or arm is None or arm.rank is None:
         return ""
     rate = "" if arm.learning_rate is None else f" --learning-rate {arm.learning_rate:g}"
-    settings = f"--k 1 --experts-mode isolated --rank {arm.rank}{rate} --no-search-rates"
+    kind = ARMS[arm.id].training
+    base = " --quantization none" if kind is not None and kind.base == "16-bit" else ""
+    settings = f"--k 1 --experts-mode isolated --rank {arm.rank}{rate} --no-search-rates{base}"
     return f"`moe-router build SOURCE {settings}` trains that adapter; the one measured here is in reports/arms/{arm.id}."
+
+
+def _simpler(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> str:
+    """A plainer way of choosing that is not shown to be worse and costs no more: the cheapest of them."""
+    found = [
+        arms[name]
+        for name in PLAINER
+        if name in against and against[name].outcome != "better" and _run_ratio(arms, against[name]) >= 1
+    ]
+    if not found:
+        return ""
+    arm = min(found, key=lambda arm: arm.flops_per_token)
+    ratio = arm.flops_per_token / arms[against[arm.id].arm].flops_per_token
+    return f"{PLAINER[arm.id]}: no difference to the mixture of two is shown, at {ratio:.2f} times its FLOPs per token."
+
+
+def _larger(arms: Mapping[str, Arm], against: Mapping[str, Comparison]) -> list[str]:
+    """What the mixture is worth beside more base: the claim of the mixture-of-experts literature, put to the test."""
+    row = against.get("larger_base")
+    if row is None:
+        return []
+    rival, ours = arms["larger_base"], arms[row.arm]
+    flops = ours.flops_per_token / rival.flops_per_token
+    memory = ""
+    if ours.memory_bytes and rival.memory_bytes:
+        memory = f" and {ours.memory_bytes / rival.memory_bytes:.2f} times the memory"
+    return [
+        f"With {flops:.2f} times the FLOPs per token{memory}, the mixture's perplexity is "
+        f"{amount(row)} than that of a dense adapter on the larger base (per token of the same tokenizer)."
+    ]
+
+
+def _costs_no_more(rival: Arm, mixture: Arm) -> bool:
+    """Whether a rival needs neither more FLOPs per token nor more memory, where that is known."""
+    memory = [arm.memory_bytes or 0.0 for arm in (rival, mixture)]
+    return rival.flops_per_token <= mixture.flops_per_token and (0 in memory or memory[0] <= memory[1])
 
 
 def _run_ratio(arms: Mapping[str, Arm], row: Comparison) -> float:

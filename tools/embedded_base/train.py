@@ -108,6 +108,8 @@ class Run:
         found, nats, total = {}, 0.0, 0
         for name in self.recipe["sources"]:
             tokens = np.fromfile(self.data / f"{name}.heldout.bin", dtype=np.uint16).astype(np.int64)
+            if not len(tokens):
+                continue  # a source of few documents may have none held out
             bytes_ = sizes[f"{name}.heldout"] * min(1, limit / len(tokens))
             loss = self._held_out(np.concatenate([[0], tokens[:limit]]), rows)
             found[name] = loss / bytes_ / math.log(2)

@@ -26,7 +26,9 @@ SPILL = 100_000
 """More texts than this have their signatures in a temporary file instead of in memory."""
 _WORDLESS = 2**32 - 1
 """The signature of an empty set."""
-_BATCH = 4096
+_BATCH = 1024
+_PAIRS = 1 << 16
+"""Pairs whose signatures are compared at once."""
 _LIKELY = 0.62
 """Pairs whose signatures agree in less than this share are not compared: five standard errors below the threshold."""
 
@@ -42,23 +44,38 @@ def _shingles(text: str) -> set[str]:
 
 
 def near_groups(texts: Sequence[str], kinds: Sequence[int] = ()) -> list[int]:
+    """`near_labels` as a list, of 64-bit kinds without a sign."""
+    import numpy as np
+
+    return near_labels(texts, np.array(kinds, np.uint64).view(np.int64) if kinds else None).tolist()
+
+
+def near_labels(texts: Sequence[str], kinds: np.ndarray | None = None) -> np.ndarray:
     """For each text the index of the first one that a chain of near-duplicates joins it to; its own when there is none.
 
-    With `kinds`, 64-bit numbers, only texts of the same kind are joined. Texts without words join nothing.
+    With `kinds`, only texts of the same kind are joined. Texts without words join nothing. Texts are read once in order,
+    and again where two look alike. *Shape:* kinds (texts,) int64 → (texts,) int64.
     """
     import numpy as np
 
     with tempfile.TemporaryFile() as file:
         marks = _signatures(texts, file)
-        salt = np.array(kinds, np.uint64) if kinds else np.zeros(len(texts), np.uint64)
+        salt = np.zeros(len(texts), np.uint64) if kinds is None else kinds.view(np.uint64)
         joined = _Joined(len(texts))
         for band in range(BANDS):
             for left, right in _neighbours(marks, salt, band, joined):
-                likely = (marks[left] == marks[right]).mean(axis=1) >= _LIKELY
-                for one, other in zip(left[likely].tolist(), right[likely].tolist(), strict=True):
+                for one, other in _likely(marks, left, right):
                     if joined.root(one) != joined.root(other) and near(texts[one], texts[other]):
                         joined.join(one, other)
-        return joined.labels().tolist()
+        return joined.labels()
+
+
+def _likely(marks: np.ndarray, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The pairs whose signatures agree enough to be worth comparing, some at a time. *Shape:* left, right (pairs,)."""
+    for start in range(0, len(left), _PAIRS):
+        some, others = left[start : start + _PAIRS], right[start : start + _PAIRS]
+        likely = (marks[some] == marks[others]).mean(axis=1) >= _LIKELY
+        yield from zip(some[likely].tolist(), others[likely].tolist(), strict=True)
 
 
 class _Joined:
