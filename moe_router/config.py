@@ -117,7 +117,7 @@ class SliceConfig:
     min_records: int = 20
     """Fewer training records than this are too few for an expert."""
     outliers: float = 0.05
-    """Largest share of the training records that a slice named `other` takes in, of records that are like no other (0: none)."""
+    """Largest share of the training records that a slice named `other` takes in: records like no other (0: none)."""
     probe_records: int = 600
     """Training records that each number of slices is tried on where k is `auto`."""
     seed: int = 0

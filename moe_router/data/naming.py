@@ -15,7 +15,7 @@ LONGEST = 24
 """Characters of one word in a name."""
 OTHER = "other"
 """The slice of records that are like no other."""
-TAKEN = ("shared",)
+TAKEN = ("shared", "recipes")
 """Names that other folders of a library have."""
 
 

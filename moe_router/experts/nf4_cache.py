@@ -1,4 +1,4 @@
-"""Keeps a base's NF4 form in the user's cache folder, so that it is quantised once and later loads read a quarter of the bytes."""
+"""Keeps a base's NF4 form in the user's cache folder: it is quantised once, and later loads read a quarter of the bytes."""
 
 from __future__ import annotations
 
