@@ -1,7 +1,7 @@
 """The main job on the sample company, sized for two CPU cores.
 
-docs/demo.md has the quick budget, stage by stage, and what was measured. The learning rates were chosen on the tune split
-of the sample's seed 0; benchmarks/demo_rates.py searches them on another seed.
+docs/demo.md has the quick budget, stage by stage, and what was measured. The learning rates were searched on the tune split
+of the sample's seed 1 by benchmarks/demo_rates.py.
 """
 
 from __future__ import annotations
