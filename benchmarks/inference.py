@@ -279,7 +279,7 @@ def measure_ours(
 
 def measure_engine(report: Report, shape: Shape, model: RoutedModel, weights: str) -> None:
     """Whole answers through the engine with its threads, scheduling, sampling and text."""
-    engine = Engine(model, EngineConfig(slots=shape.slots, context=PROMPT + shape.steps + 9, prefix_bytes=0))
+    engine = Engine(model, EngineConfig(shape.slots, PROMPT + shape.steps + 9, prefix_bytes=0, kernels=True))
     for rows in (1, shape.slots):
         experts = len(model.layout.names)
         requests = [

@@ -19,6 +19,7 @@ from moe_router.inference.prefix import PrefixCache
 from moe_router.inference.requests import EngineConfig, Piece, Request, Ticket
 from moe_router.inference.sampling import choose
 from moe_router.inference.scheduler import Row, Scheduler, take_all
+from moe_router.kernels import plain
 
 __all__ = ["Engine", "EngineConfig", "Generation", "Piece", "Request"]
 
@@ -53,7 +54,7 @@ class Engine:
         with torch.inference_mode():
             self.cache = SlotCache(shape, config.slots, self.context, self.base.device)
         self.prefix = PrefixCache(self.cache, config.prefix_bytes)
-        eager = EagerForward(model, self.cache)
+        eager = EagerForward(model, self.cache, kernels=None if config.kernels else plain)
         self.forward: Forward = GraphForward(eager) if config.graphs and self.base.device.type == "cuda" else eager
         self.stats = Stats()
         self._scheduler = Scheduler(self.cache, self.prefix, config.prefill_tokens)
