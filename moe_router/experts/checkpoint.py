@@ -78,8 +78,9 @@ class Checkpointing:
 
     def clear_leftovers(self) -> None:
         """Remove what a run that was killed while saving left half written."""
-        for leftover in self.path.parent.glob(f".{self.path.name}.*.part"):
-            leftover.unlink(missing_ok=True)
+        for pattern in (f".{self.path.name}.*.part", ".tmp*"):  # ours, and the one that safetensors renames to ours
+            for leftover in self.path.parent.glob(pattern):
+                leftover.unlink(missing_ok=True)
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
