@@ -11,17 +11,12 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
+from sample_company import open_sample, with_experts
 
-from moe_router.config import Config
-from moe_router.data.prepare import prepare
-from moe_router.data.sample import write_sample
-from moe_router.data.slices import slice_records
-from moe_router.demo import demo_config
-from moe_router.experts.base import Base, load_base
+from moe_router.experts.base import Base
 from moe_router.experts.encode import encode
 from moe_router.experts.scoring import score_examples
-from moe_router.experts.train import Plan, Split, make_trainer
-from moe_router.workspace import Workspace
+from moe_router.experts.train import Plan, make_trainer
 
 ROUTED = (1e-4, 3e-4, 1e-3)
 SHARED = (4e-3,)
@@ -38,31 +33,24 @@ def tune_perplexity(base: Base, plan: Plan) -> float:
         return float(score_examples(model, examples, weights).perplexity)
 
 
-def with_experts(config: Config, **values: object) -> Config:
-    return config.override({"experts": values})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workspace", required=True)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    config, workspace = demo_config("quick"), Workspace.find(given.workspace)
-    prepare(workspace, write_sample(workspace.sample, given.seed), config)
-    slices = slice_records(workspace, config)
-    base = load_base(config.base)
-    train, tune = (Split.of(workspace, slices, split) for split in ("train", "tune"))
+    _, base, plan = open_sample(given.workspace, given.seed)
+    config = plan.config
     for shared in SHARED:
         for routed in ROUTED:
             tried = with_experts(config, learning_rate=routed, shared_learning_rate=shared)
-            found = tune_perplexity(base, Plan(slices.names, train, tune, tried, slices.digest))
+            found = tune_perplexity(base, replace(plan, config=tried))
             print(f"mixture routed {routed:g} shared {shared:g}: {found:.4f}", flush=True)
-    whole = [replace(split, labels=np.zeros_like(split.labels)) for split in (train, tune)]
+    whole = [replace(split, labels=np.zeros_like(split.labels)) for split in (plan.train, plan.tune)]
     ranks = {"dense_rank": config.experts.rank, "dense_active": config.experts.shared_rank + 2 * config.experts.rank}
     for name, rank in ranks.items():
         for rate in DENSE:
             tried = with_experts(config, mode="isolated", rank=rank, learning_rate=rate)
-            found = tune_perplexity(base, Plan(("dense",), *whole, tried, slices.digest, len(slices.names)))
+            found = tune_perplexity(base, Plan(("dense",), *whole, tried, plan.data_digest, len(plan.names)))
             print(f"{name} {rate:g}: {found:.4f}", flush=True)
 
 

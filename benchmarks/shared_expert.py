@@ -12,18 +12,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
+from sample_company import open_sample, with_experts
 
-from moe_router.data.prepare import prepare
-from moe_router.data.sample import write_sample
-from moe_router.data.slices import slice_records
-from moe_router.demo import demo_config
-from moe_router.experts.base import load_base
 from moe_router.experts.encode import encode
 from moe_router.experts.scoring import score_examples
-from moe_router.experts.train import Plan, Split, train_library
-from moe_router.workspace import Workspace
+from moe_router.experts.train import train_library
 
 
 def main() -> None:
@@ -31,19 +27,15 @@ def main() -> None:
     parser.add_argument("--workspace", required=True)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    config, workspace = demo_config("quick"), Workspace.find(given.workspace)
-    prepare(workspace, write_sample(workspace.sample, given.seed), config)
-    slices = slice_records(workspace, config)
-    base = load_base(config.base)
-    train, tune = (Split.of(workspace, slices, split) for split in ("train", "tune"))
+    workspace, base, demo = open_sample(given.workspace, given.seed)
+    config, tune = demo.config, demo.tune
     examples = encode(tune.records, base, config.data.template)
-    weights = np.eye(len(slices.names), dtype=np.float32)[tune.labels]
+    weights = np.eye(len(demo.names), dtype=np.float32)[tune.labels]
     epochs = config.experts.epochs
     tries = {"joint": {}, "first": {"shared_first": True}, "first, half": {"shared_first": True, "epochs": epochs / 2}}
     for name, change in tries.items():
         for routed in (3e-4, 1e-3):
-            tried = config.override({"experts": {"learning_rate": routed, **change}})
-            plan = Plan(slices.names, train, tune, tried, slices.digest)
+            plan = replace(demo, config=with_experts(config, learning_rate=routed, **change))
             folder = workspace.root / "tried"
             began = time.monotonic()
             library = train_library(folder, plan, workspace.checkpoints / "tried.safetensors", base=base)

@@ -79,22 +79,19 @@ def load_base(config: BaseConfig, device: str | torch.device | None = None) -> B
     source = _source(config.model)
     quantised = config.quantization == "nf4"
     options: dict[str, Any] = {"dtype": dtype}
-    cached = None
     try:
+        digest = base_digest(config)
         tokenizer = AutoTokenizer.from_pretrained(source)
+        place = nf4_cache.place(digest, dtype) if quantised else None
+        kept = place is not None and nf4_cache.whole(place)
         if quantised:
-            options |= {"device_map": {"": device}}
-            settings = bnb.nf4_config(dtype)
-            cached = nf4_cache.place(base_digest(config), dtype)
+            options["device_map"] = {"": device}
+        if quantised and not kept:
+            options["quantization_config"] = bnb.nf4_config(dtype)
         with _quiet():
-            if cached and nf4_cache.whole(cached):
-                model = AutoModelForCausalLM.from_pretrained(cached, **options)
-            elif quantised:
-                model = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, **options)
-                if cached:
-                    nf4_cache.keep(model, cached)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(place if kept else source, **options)
+        if place and not kept:
+            nf4_cache.keep(model, place)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BaseModelError(f"base {config.model!r} cannot be loaded ({reason}): check base.model and the files") from error
@@ -105,7 +102,7 @@ def load_base(config: BaseConfig, device: str | torch.device | None = None) -> B
     resident = quantised and device.type == "cpu" and model.num_parameters() * dtype.itemsize <= RESIDENT_BYTES
     if resident:
         bnb.make_resident(model, dtype)
-    return Base(model, tokenizer, config.model, base_digest(config), dtype, resident)
+    return Base(model, tokenizer, config.model, digest, dtype, resident)
 
 
 def base_digest(config: BaseConfig) -> str:
