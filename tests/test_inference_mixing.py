@@ -6,8 +6,9 @@ import torch
 from models import tiny_base
 
 from moe_router.experts.adapters import SHARED, RankLayout, RoutedModel
+from moe_router.experts.together import siblings
 from moe_router.inference import rows
-from moe_router.inference.mixing import Groups, Mix, plan, siblings
+from moe_router.inference.mixing import Groups, Mix, plan
 from moe_router.inference.requests import GRAIN
 from moe_router.inference.rows import RowTable
 

@@ -57,19 +57,26 @@ def keep_differentiable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def dense_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """A linear layer's weight in `dtype`: dequantised for this call where it is held in 4 bits. *Shape:* → (d_out, d_in)."""
+    if not is_4bit(module):
+        return module.weight.to(dtype)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
+
+
 def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every 4-bit layer by a plain one holding the same numbers in `dtype`.
 
     The weights are the dequantised NF4 values, so experts trained on either form fit the other; only the work of
     dequantising in every pass is saved.
     """
-    from bitsandbytes.functional import dequantize_4bit
-
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if not is_4bit(module):
                 continue
-            weight = dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)  # (d_out, d_in)
+            weight = dense_weight(module, dtype)
             plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)
             if module.bias is not None:

@@ -25,6 +25,15 @@ def make_optimiser(parameters: Sequence[nn.Parameter], schedule: Schedule) -> to
     return bnb.paged_adamw(parameters, 32 if schedule.optimizer.endswith("32bit") else 8, **settings)
 
 
+def step_unless(broken: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
+    """One step unless `broken` is 1; torch's own optimiser decides that on the device, so that the host need not wait."""
+    if isinstance(optimiser, torch.optim.AdamW):
+        optimiser.found_inf = broken
+        optimiser.step()
+    elif not broken:
+        optimiser.step()
+
+
 def state_tensors(optimiser: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     """Every number of the optimiser's state as a named tensor: `<parameter>.<key>`; bitsandbytes' code books are constants."""
     for index, parameter in enumerate(optimiser.param_groups[0]["params"]):

@@ -17,21 +17,25 @@ import torch
 from torch import nn
 
 from moe_router.errors import LibraryError
-from moe_router.experts.adapters import SHARED, Dropout, RankLayout, RoutedModel, SlotRoute
+from moe_router.experts.adapters import SHARED, Dropout, Mixing, RankLayout, RoutedModel, SlotRoute
 from moe_router.experts.base import Base
 from moe_router.experts.checkpoint import Checkpointing
 from moe_router.experts.curves import Log
 from moe_router.experts.encode import IGNORE, Example, collate, stream
 from moe_router.experts.nats import token_nats
-from moe_router.experts.optim import LossScale, make_optimiser
+from moe_router.experts.optim import LossScale, make_optimiser, step_unless
 from moe_router.experts.peft_format import Adapter, LoraSettings, eva_directions, fill
 from moe_router.experts.recompute import recomputing
 from moe_router.experts.schedule import Job, Outcome, Schedule, plan_rows
 from moe_router.experts.scoring import score_examples, target_logits
+from moe_router.experts.together import Together, fits
+from moe_router.experts.watch import Watch
 from moe_router.progress import Progress, Silent
 
 __all__ = ["Checkpointing", "Job", "Outcome", "Schedule", "Trainer", "plan_rows"]
 
+FORMS = {"cuda": "gathered"}
+"""How adapters are computed, by the type of the device: `gathered`, `wide` or `together`; gathered on others."""
 EVA_ROWS = 256
 """Rows of an expert that EVA looks at."""
 EVA_TARGETS = 4
@@ -68,6 +72,7 @@ class Trainer:
         """Whether a shared expert learns from every row."""
         self.trained = tuple(name for name in layout.slots if not (frozen and name == SHARED))
         self.outcomes = {name: Outcome() for name in self.trained}
+        self.form = FORMS.get(base.device.type, "gathered") if fits(self.model) else "gathered"
         self.step = 0
         self.scale = LossScale.of(base.dtype)
         self.norms: dict[str, float] = {}
@@ -122,20 +127,13 @@ class Trainer:
         progress = progress or Silent()
         if checkpointing and checkpointing.resume(self):
             progress.note(f"resumed at step {self.step} of {self.steps}")
-            progress.advance(sum(self.outcomes[job.name].tokens for job in self.jobs))
-        saved = began = time.monotonic()
-        passed = 0
+        saved = time.monotonic()
+        watch = Watch(self, progress)
         try:
             while self.step < self.steps and not all(self.outcomes[j.name].over for j in self.jobs):
-                over = {name for name, outcome in self.outcomes.items() if outcome.over}
-                done = self.train_step()
-                passed += done
-                progress.advance(done, self._note(passed / (time.monotonic() - began)))
+                watch.step(self.train_step())
                 if log:
                     log.write(self)
-                for name, outcome in self.outcomes.items():
-                    if outcome.over and name not in over:
-                        progress.note(f"expert {name} stopped: {outcome.failed or outcome.stopped}")
                 if checkpointing and time.monotonic() - saved > checkpointing.seconds:
                     checkpointing.save(self)
                     saved = time.monotonic()
@@ -160,7 +158,7 @@ class Trainer:
                 rows.append([job.examples[i] for i in row])
                 owners.append(index)
         tokens = sum(len(e.tokens) for row in rows for e in row)
-        while rows and (broken := self._step_rows(rows, np.array(owners))) is not None:
+        while rows and (broken := self._step_rows(rows, np.array(owners), self.form)) is not None:
             kept = [i for i, owner in enumerate(owners) if owner not in broken]
             rows, owners = [rows[i] for i in kept], [owners[i] for i in kept]
         self.step += 1
@@ -176,33 +174,38 @@ class Trainer:
         turn = self.step * self.lengths[name] // self.steps
         return turn if (self.step + 1) * self.lengths[name] // self.steps > turn else None
 
-    def _step_rows(self, rows: list[list[Example]], owners: np.ndarray) -> set[int] | None:
+    def _step_rows(self, rows: list[list[Example]], owners: np.ndarray, form: str) -> set[int] | None:
         """Forward, backward, update. Where that fails nothing is updated, and the experts that broke down are returned:
         none of them when only the loss scale was too large, and the same rows can be tried again."""
         targets = {i: sum(e.target_tokens for r, o in zip(rows, owners, strict=True) if o == i for e in r) for i in set(owners)}
         sums = dict.fromkeys(targets, 0.0)
         seeds = self._dropout_seeds(owners)
         for part in self._micro_batches(rows):
-            route = self._route(owners[part], [seeds[i] for i in part])
+            route = self._route(owners[part], [seeds[i] for i in part], form)
             for index, nats in self._pass_rows([rows[i] for i in part], owners[part], route, targets).items():
                 sums[index] += nats
             broken = {index for index, nats in sums.items() if not math.isfinite(nats)}
             if broken:
-                return self._give_up(broken, "loss")
+                return self._give_up(broken, "loss") if form == "gathered" else self._step_apart(rows, owners)
         active = [*([SHARED] if self.joint else []), *(self.jobs[i].name for i in targets)]
-        norms = self.norms = {name: self._take_gradients(name) for name in active}
+        norms = self.norms = self._update(active)
         if not all(map(math.isfinite, norms.values())):
             if self.scale.lower():
                 self._drop_gradients()
                 return set()
+            if form != "gathered":
+                return self._step_apart(rows, owners)
             broken = {i for i in targets if not math.isfinite(norms[self.jobs[i].name])}
             return self._give_up(broken or set(targets), "gradient")
-        for name in active:
-            self._update(name)
         self._drop_gradients()
         self.scale.passed()
         self._record(rows, owners, targets, sums)
         return None
+
+    def _step_apart(self, rows: list[list[Example]], owners: np.ndarray) -> set[int] | None:
+        """Once more in the form that keeps a row that breaks down from the others, to see which expert's it is."""
+        self._drop_gradients()
+        return self._step_rows(rows, owners, "gathered")
 
     def _micro_batches(self, rows: Sequence[Sequence[Example]]) -> Iterator[list[int]]:
         """Indices of rows that pass together: at most `micro_tokens` of them, padding included, and at least one row."""
@@ -217,7 +220,7 @@ class Trainer:
         yield part
 
     def _pass_rows(
-        self, rows: list[list[Example]], owners: np.ndarray, route: SlotRoute | None, targets: Mapping[int, int]
+        self, rows: list[list[Example]], owners: np.ndarray, route: Mixing | None, targets: Mapping[int, int]
     ) -> dict[int, float]:
         """Forward and backward; gradients add up in the layers. Returns the summed nats of each expert in these rows.
 
@@ -236,8 +239,11 @@ class Trainer:
                 (sums * weights).sum().backward()
         return dict(zip(present, nats, strict=True))
 
-    def _route(self, owners: np.ndarray, seeds: Sequence[int]) -> SlotRoute | None:
-        route = self.model.route(np.eye(len(self.jobs), dtype=np.float32)[owners])
+    def _route(self, owners: np.ndarray, seeds: Sequence[int], form: str) -> Mixing | None:
+        weights = np.eye(len(self.jobs), dtype=np.float32)[owners]
+        if form == "together" and not self.schedule.dropout:
+            return Together(self.model, self.model.gates(weights), keep=self.schedule.recompute)
+        route = self.model.route(weights, form="wide" if form == "wide" else "gathered")
         if not self.schedule.dropout or route is None:
             return route
         return SlotRoute(route.slots, route.gates, route.every, Dropout(self.schedule.dropout, tuple(seeds)))
@@ -253,25 +259,37 @@ class Trainer:
             seeds.append(int(draw.integers(1 << 40)))
         return seeds
 
-    def _take_gradients(self, name: str) -> float:
-        """Hand the expert's part of the gradient to its parameters and clip it; returns the norm before."""
+    def _update(self, names: Sequence[str]) -> dict[str, float]:
+        """A step of every named expert, unless one of their gradients is not finite; the gradients' norms before clipping."""
+        found = torch.stack([self._take_gradients(name) for name in names])  # (names,)
+        broken = (~found.isfinite().all()).float()
+        for name in names:
+            optimiser = self.optimisers[name]
+            rate = self.schedule.rate(self.outcomes[name].steps, self.lengths[name])
+            optimiser.param_groups[0]["lr"] = self.rates[name] * rate
+            step_unless(broken, optimiser)
+        norms = found.tolist()  # the host waits for the device only here
+        if all(map(math.isfinite, norms)):
+            for name in names:
+                self.outcomes[name].steps += 1
+        return dict(zip(names, norms, strict=True))
+
+    def _take_gradients(self, name: str) -> torch.Tensor:
+        """Hand the expert's part of the gradient to its parameters and clip it; its norm before."""
         slots = self.model.layout.slots[name]
         parameters = self.parameters[name]
         for layer, a, b in zip(self.model.layers.values(), parameters[::2], parameters[1::2], strict=True):
             a.grad, b.grad = layer.A.grad[slots], layer.B.grad[slots]
         if self.scale.value != 1:
             torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / self.scale.value)
-        return float(nn.utils.clip_grad_norm_(parameters, self.schedule.clip))
-
-    def _update(self, name: str) -> None:
-        optimiser, outcome = self.optimisers[name], self.outcomes[name]
-        optimiser.param_groups[0]["lr"] = self.rates[name] * self.schedule.rate(outcome.steps, self.lengths[name])
-        optimiser.step()
-        outcome.steps += 1
+        return nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
 
     def _give_up(self, broken: set[int], what: str) -> set[int]:
         for index in broken:
-            self.outcomes[self.jobs[index].name].failed = f"{what} not finite at step {self.step}"
+            name = self.jobs[index].name
+            self.outcomes[name].failed = f"{what} not finite at step {self.step}"
+            for parameter in self.parameters[name]:
+                parameter.data.zero_()  # or it would break every later step where all slots are multiplied
         self._drop_gradients()
         return broken
 
@@ -339,9 +357,3 @@ class Trainer:
         for name, kept in self.best.items():
             for parameter, value in zip(self.parameters[name], kept, strict=True):
                 parameter.data.copy_(value)
-
-    def _note(self, tokens_per_second: float) -> str:
-        recent = {j.name: float(np.mean(o.losses[-10:])) for j in self.jobs if (o := self.outcomes[j.name]).losses}
-        each = " · ".join(f"{name} {'stopped' if self.outcomes[name].over else f'{loss:.2f}'}" for name, loss in recent.items())
-        mean = f", loss {np.mean(list(recent.values())):.2f}" if recent else ""
-        return f"step {self.step}/{self.steps}{mean}, {tokens_per_second:,.0f} tokens/s  {each}"

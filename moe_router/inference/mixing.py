@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from moe_router.experts.adapters import WIDE_RATIO, GatedLinear, RoutedModel
+from moe_router.experts.together import siblings
 from moe_router.inference.requests import GRAIN, Mixture
 from moe_router.kernels import plain
 
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one parent that most architectures give the same input; checked again at every pass."""
 ALIGNED = 8
 """Slots are padded to multiples of it, since GPU matrix products are slow on rows that are not 16-byte aligned."""
 
@@ -81,19 +80,6 @@ class Groups:
         """After factors were changed in place: look again whether all of them are finite."""
         finite = [f.isfinite().all() for layer in self._place for f in (layer.A, layer.B)]
         self.finite = bool(torch.stack(finite).all())
-
-
-def siblings(paths: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Module paths in order, those that read the same input together."""
-    left = dict.fromkeys(paths)
-    for path in paths:
-        parent, dot, name = path.rpartition(".")
-        together = next((tuple(f"{parent}{dot}{n}" for n in names) for names in SIBLINGS if name == names[0]), (path,))
-        chosen = together if all(p in left for p in together) else (path,)
-        if path in left:
-            yield chosen
-        for done in chosen:
-            left.pop(done, None)
 
 
 @dataclass(frozen=True)
