@@ -48,7 +48,10 @@ class SentenceEmbedder:
     def __init__(self, model: SentenceTransformer, id: str, digest: str) -> None:
         self.id, self.digest = id, digest
         self.dimension = int(model.get_embedding_dimension() or 0)
+        from moe_router.data.packed_bert import PackedBert, fits  # late, as it imports torch
+
         self._model = model
+        self._packed = PackedBert(model) if fits(model) else None
         self._window = max(1, int(model.max_seq_length or 512) - 2)  # two tokens mark a text's start and end
         self._lock = threading.Lock()
 
@@ -62,11 +65,15 @@ class SentenceEmbedder:
         cut = [self._pieces(text) for text in texts]
         single = list(dict.fromkeys(piece.text for parts in cut for piece in parts))
         with self._lock:
-            vectors = self._model.encode(
-                single, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
-            )
+            vectors = self._packed.encode(single) if self._packed else self._stock(single)
         place = {text: row for row, text in enumerate(single)}
         return np.stack([_mean(parts, vectors[[place[piece.text] for piece in parts]]) for parts in cut])
+
+    def _stock(self, texts: list[str]) -> np.ndarray:
+        """sentence-transformers' own way, for any model. *Shape:* (texts, dimension), each of unit length."""
+        return self._model.encode(
+            texts, batch_size=BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
 
     @property
     def encoder(self) -> Any:
