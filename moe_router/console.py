@@ -1,26 +1,19 @@
-"""Progress for people: a live bar on a terminal, plain lines elsewhere, always on stderr."""
+"""Progress for people: a live display on a terminal, plain lines elsewhere, always on stderr."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING
 
-from moe_router.progress import Progress, Silent
+from moe_router.progress import Lane, Reporter, Silent, Stage, clock
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from rich.progress import Progress as Bar
-
-
-class Reporter(Progress):
-    """A Progress that lives for one `with` block; leaving it closes the open stage."""
-
-    def __enter__(self) -> Reporter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+SPACING = 0.05
+"""Plain lines come at least this share of the stage's time apart, so that a night's log stays short."""
 
 
 class Quiet(Silent, Reporter):
@@ -32,32 +25,35 @@ def reporter(quiet: bool = False, stream: IO[str] | None = None) -> Reporter:
     stream = stream if stream is not None else sys.stderr
     if quiet:
         return Quiet()
-    return Live(stream) if stream.isatty() else Lines(stream)
+    if not stream.isatty():
+        return Lines(stream)
+    from moe_router.live import Live
+
+    return Live(stream)
 
 
 class Lines(Reporter):
-    """One line when a stage begins, one every `interval` seconds while it runs, one when it is done."""
+    """One line when a stage begins, one (and one a lane) every `interval` seconds or longer, one when it is done."""
 
     def __init__(self, stream: IO[str], interval: float = 15.0) -> None:
         self.stream, self.interval = stream, interval
-        self.title = ""
+        self.current: Stage | None = None
 
     def stage(self, title: str, total: float | None = None) -> None:
         self._finish()
-        self.title, self.total, self.done = title, total, 0.0
-        self.began = self.told = time.monotonic()
+        self.current, self.told = Stage(title, total), time.monotonic()
         self._write(title)
 
     def advance(self, amount: float, note: str = "") -> None:
-        if not self.title:
+        if self.current is None:
             return
-        self.done += amount
-        now = time.monotonic()
-        if now - self.told < self.interval:
-            return
-        self.told = now
-        share = f"{min(self.done / self.total, 1):.0%}" if self.total else f"{self.done:,.0f}"
-        self._write("  ".join(part for part in (f"{self.title}: {share}", f"{now - self.began:.0f} s", note) if part))
+        self.current.advance(amount, note)
+        if self._due():
+            self._tell(self.current)
+
+    def lanes(self, lanes: Sequence[Lane]) -> None:
+        if self.current is not None:
+            self.current.lanes = lanes
 
     def note(self, text: str) -> None:
         self._write(f"  {text}")
@@ -66,64 +62,40 @@ class Lines(Reporter):
         if error is None:
             self._finish()
 
+    def _due(self) -> bool:
+        return time.monotonic() - self.told >= max(self.interval, self.current.seconds * SPACING)
+
+    def _tell(self, stage: Stage) -> None:
+        self.told = time.monotonic()
+        share = f"{stage.share:.0%}" if stage.share is not None else f"{stage.done:,.0f}"
+        left = f"{clock(stage.seconds_left)} left" if stage.seconds_left is not None else ""
+        self._write("  ".join(part for part in (f"{stage.title}: {share}", clock(stage.seconds), left, stage.note) if part))
+        for line in lane_lines(stage.lanes):
+            self._write(f"  {line}")
+
     def _finish(self) -> None:
-        if self.title:
-            self._write(f"{self.title}: done in {time.monotonic() - self.began:.1f} s")
-        self.title = ""
+        if self.current is not None:
+            if len(self.current.lanes) > 1:
+                self._tell(self.current)
+            self._write(self.current.finished())
+        self.current = None
 
     def _write(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
 
-class Live(Reporter):
-    """rich's bars; finished stages stay on the screen with the time they took."""
-
-    def __init__(self, stream: IO[str]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self.bar: Bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False, style="dim"),
-            console=Console(file=stream),
-            redirect_stdout=False,
-        )
-        self.task: Any = None
-
-    def __enter__(self) -> Live:
-        self.bar.start()
-        return self
-
-    def stage(self, title: str, total: float | None = None) -> None:
-        self._finish()
-        self.task = self.bar.add_task(title, total=total, note="")
-
-    def advance(self, amount: float, note: str = "") -> None:
-        if self.task is None:
-            return
-        self.bar.advance(self.task, amount)
-        if note:
-            self.bar.update(self.task, note=note)
-
-    def note(self, text: str) -> None:
-        self.bar.console.print(f"  {text}", markup=False, highlight=False)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._finish()
-        self.bar.stop()
-
-    def _finish(self) -> None:
-        """Fill the bar: a stage whose size was only estimated, or unknown, is done all the same."""
-        if self.task is None:
-            return
-        task = next(t for t in self.bar.tasks if t.id == self.task)
-        size = task.total if task.total else 1
-        self.bar.update(self.task, total=size, completed=size, note="")
-        self.bar.stop_task(self.task)
-        self.task = None
+def lane_lines(lanes: Sequence[Lane]) -> Iterator[str]:
+    """One aligned line for each of several lanes: loss, tokens a second, time left or why it no longer moves."""
+    if len(lanes) < 2:
+        return
+    width = max(len(lane.name) for lane in lanes)
+    for lane in lanes:
+        parts = [f"{lane.name:<{width}}", f"{lane.done / lane.total:4.0%}" if lane.total else "    "]
+        parts.append(f"loss {lane.loss:5.2f}" if lane.loss is not None else " " * 10)
+        if lane.tune is not None:
+            parts.append(f"tune {lane.tune:5.2f}")
+        if lane.state:
+            parts.append(lane.state)
+        elif lane.seconds_left is not None:
+            parts += [f"{lane.tokens_per_second:7,.0f} tokens/s", f"{clock(lane.seconds_left):>7} left"]
+        yield "  ".join(parts).rstrip()

@@ -15,6 +15,7 @@ from moe_router.data.embed import load_embedder
 from moe_router.data.slices import Slices
 from moe_router.errors import ConfigError
 from moe_router.experts.library import Library
+from moe_router.progress import Silent
 from moe_router.report.against import LOSSES, load_losses
 from moe_router.report.arms import ARMS
 from moe_router.report.bench import Bench
@@ -25,7 +26,7 @@ from moe_router.report.registry import Training, arms_of, one_rank
 SETTINGS = {"report": {"budget": "full", "seeds": 2, "price_per_hour": 2.0, "curve": True, "samples": 3}}
 
 
-class Heard:
+class Heard(Silent):
     """Keeps what a stage says."""
 
     def __init__(self):
@@ -33,9 +34,6 @@ class Heard:
 
     def stage(self, title, total=None):
         self.stages.append(title)
-
-    def advance(self, amount, note=""):
-        pass
 
     def note(self, text):
         self.notes.append(text)

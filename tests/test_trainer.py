@@ -10,6 +10,7 @@ from moe_router.experts.encode import Example
 from moe_router.experts.peft_format import LoraSettings
 from moe_router.experts.scoring import score_examples
 from moe_router.experts.trainer import Checkpointing, Job, Schedule, Trainer, plan_rows
+from moe_router.progress import Silent
 
 SETTINGS = LoraSettings(4, 8.0, True)
 SCHEDULE = Schedule(epochs=2, row_tokens=24, weight_decay=0.01, clip=0.5)
@@ -79,9 +80,7 @@ def test_interrupted_run_resumes_to_the_same_adapters(base, tmp_path):
     whole, _ = train(base, JOBS, shared=shared)
     checkpoint = Checkpointing(tmp_path / "run.safetensors", 0.0, "digest")
 
-    class Interrupt:
-        def stage(self, *_): ...
-        def note(self, *_): ...
+    class Interrupt(Silent):
         def advance(self, *_):
             self.count = getattr(self, "count", 0) + 1
             if self.count == 5:

@@ -22,6 +22,7 @@ from moe_router.experts.peft_format import Adapter, LoraSettings, load_adapter
 from moe_router.experts.scoring import score_examples
 from moe_router.experts.targets import restricted, targeted
 from moe_router.experts.trainer import Checkpointing, Job, Schedule, Trainer
+from moe_router.experts.watch import planned_tokens
 from moe_router.experts.writing import card_of, clear, kept, trained_adapter, write_expert, write_index
 from moe_router.memory import MASTER_BYTES, MOMENT_BYTES
 from moe_router.progress import Progress, Silent
@@ -309,8 +310,3 @@ def replayed(plan: Plan, index: int) -> list[int]:
     if not count or config.mode == "isolated":
         return []
     return sorted(stream(config.seed, plan.names[index], "replay").choice(others, count, replace=False).tolist())
-
-
-def planned_tokens(trainer: Trainer) -> list[int]:
-    """Tokens that each job of a trainer will pass through."""
-    return [sum(len(job.examples[i].tokens) for row in trainer.plans[job.name] for i in row) for job in trainer.jobs]
