@@ -82,6 +82,14 @@ def test_the_table_of_experts_holds_every_slice():
     assert np.log(found.perplexity) == pytest.approx(alone)
 
 
+def test_choices_are_counted_by_slice_and_by_best_expert():
+    alone = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [3.0, 1.0, 2.0]])
+    found = routing(np.eye(3)[[0, 1, 2, 2]], np.ones(4), alone, labels=np.array([0, 0, 2, 2]))
+    assert found.chosen_by_slice == ((1, 1, 0), (0, 0, 0), (0, 0, 2))
+    assert found.chosen_by_best == ((1, 1, 0), (0, 0, 1), (0, 0, 1))
+    assert sum(map(sum, found.chosen_by_slice)) == 4
+
+
 def test_experts_are_told_on_their_own_slice():
     assert [row.name for row in fake().experts] == list(SLICES)
     assert all(row.after < row.before for row in fake().experts)

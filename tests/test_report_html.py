@@ -70,7 +70,7 @@ def test_foreign_text_is_only_text(read):
 
 
 def test_every_figure_is_told_in_words(read):
-    assert len(read.labels) == len(FIGURES) == 7
+    assert len(read.labels) == len(FIGURES) == 8
     assert any("férias-salários" in label for label in read.labels)
 
 

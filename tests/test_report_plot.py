@@ -66,6 +66,7 @@ def test_a_figure_without_its_numbers_is_not_offered():
         "perplexity-flops",
         "experts-slices",
         "routes",
+        "confusion",
         "confidence",
     ]
 

@@ -99,6 +99,8 @@ def routing(
         risk=_risk(decided.confidence, nats, tokens),
         abstained=float(decided.abstained.mean()),
         perplexity=tuple(_floats(_alone_on(labels == i, alone, tokens)) for i in range(count)),
+        chosen_by_slice=_crossed(labels, first, count),
+        chosen_by_best=_crossed(best, first, count),
     )
 
 
@@ -143,6 +145,12 @@ def source_names(sources: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
 def _alone_on(own: np.ndarray, alone: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Every expert's perplexity on the records of one slice, NaN-free: 0 where it has none. *Shape:* → (experts,)."""
     return np.exp(alone[own].sum(0) / tokens[own].sum()) if own.any() else np.zeros(alone.shape[1])
+
+
+def _crossed(rows: np.ndarray, columns: np.ndarray, count: int) -> tuple[tuple[int, ...], ...]:
+    """How many records fall on each pair: (records,), (records,) → (count, count)."""
+    found = np.bincount(rows * count + columns, minlength=count * count).reshape(count, count)
+    return tuple(tuple(row) for row in found.tolist())
 
 
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float, int], ...]:

@@ -231,6 +231,10 @@ class Routing:
     """Share of the test queries on which the gate would abstain; the figures here are without abstention."""
     perplexity: tuple[tuple[float, ...], ...]
     """Of every expert alone (columns) on the records of every slice (rows), in the order of `experts`."""
+    chosen_by_slice: tuple[tuple[int, ...], ...] = ()
+    """Queries of every slice (rows) whose first choice was each expert (columns), in the order of `experts`."""
+    chosen_by_best: tuple[tuple[int, ...], ...] = ()
+    """Queries that each expert really answered best (rows) by the expert chosen first (columns)."""
 
 
 @dataclass(frozen=True)

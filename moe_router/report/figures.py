@@ -44,6 +44,24 @@ def _heat_alt(report: Report) -> str:
     return f"Perplexity of every expert on every slice. The best expert of each slice: {pairs}."
 
 
+def _confusion_alt(report: Report) -> str:
+    found = report.routing
+
+    def told(rows: tuple[tuple[int, ...], ...]) -> str:
+        parts = []
+        for at, (name, row) in enumerate(zip(found.experts, rows, strict=True)):
+            if sum(row):
+                other = max((i for i in range(len(row)) if i != at), key=row.__getitem__, default=at)
+                most = f", {found.experts[other]} {percent(row[other] / sum(row))}" if other != at and row[other] else ""
+                parts.append(f"{name} {percent(row[at] / sum(row))}{most}")
+        return "; ".join(parts)
+
+    return (
+        "Which expert the gate chooses first. By the query's own slice, the slice's expert and the most frequent other: "
+        f"{told(found.chosen_by_slice)}. By the expert really best: {told(found.chosen_by_best)}."
+    )
+
+
 def _routes_alt(report: Report) -> str:
     found = report.routing
     shares = zip(found.experts, found.weight, found.best, strict=True)
@@ -99,6 +117,12 @@ FIGURES = (
     ),
     Figure(
         "routes", lambda report: report.routing is not None, lambda report: gate_plots.draw_routes(report.routing), _routes_alt
+    ),
+    Figure(
+        "confusion",
+        lambda report: report.routing is not None and bool(report.routing.chosen_by_slice),
+        lambda report: gate_plots.draw_confusion(report.routing),
+        _confusion_alt,
     ),
     Figure(
         "confidence",

@@ -21,7 +21,7 @@ from moe_router.report.style import (
     plain,
     title,
 )
-from moe_router.report.words import level
+from moe_router.report.words import level, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,9 @@ ROW = 0.34
 STEPS = (0.30, 0.10, 0.03, 1e-9)
 """Perplexity above the slice's best, as a share, at which the heat map's colour changes; the best itself is strongest."""
 MOST_LABELLED = 12
-"""Experts up to which every cell of the heat map has its number."""
+"""Experts up to which every cell of a heat map has its number."""
+SHARES = (0.02, 0.2, 0.5, 0.8)
+"""Share of a row's queries from which a cell of the confusion takes the next colour."""
 
 
 def draw_slices(rows: Sequence[SliceRow]) -> Figure:
@@ -72,8 +74,6 @@ def draw_slices(rows: Sequence[SliceRow]) -> Figure:
 
 def draw_heat(found: Routing) -> Figure:
     """Every expert alone on every slice: a strong diagonal means that experts know what their slice taught them."""
-    from matplotlib.patches import Rectangle
-
     count = len(found.experts)
     side = min(0.72, 6.2 / count)
     figure = new_figure(WIDTH, 1.9 + 0.55 * side * count + 0.6)
@@ -82,16 +82,31 @@ def draw_heat(found: Routing) -> Figure:
     for row, levels in enumerate(found.perplexity):
         best = min(levels)
         for column, value in enumerate(levels):
-            step = _step(value / best - 1) if best else 0
-            axis.add_patch(Rectangle((column, row), 1, 1, facecolor=HEAT[step], edgecolor=PAPER, linewidth=1.5))
-            if best and count <= MOST_LABELLED:
-                words = level(value) if value == best else f"+{100 * (value / best - 1):.0f} %"
-                ink = PAPER if step >= 3 else INK
-                axis.text(column + 0.5, row + 0.5, words, fontsize=8.5, color=ink, ha="center", va="center")
-    axis.set(xlim=(0, count), ylim=(count, 0))
-    axis.set_yticks([at + 0.5 for at in range(count)], found.experts)
-    axis.set_xticks([at + 0.5 for at in range(count)], found.experts, rotation=30, ha="right")
-    _bare(axis)
+            words = level(value) if value == best else f"+{100 * (value / best - 1):.0f} %" if best else ""
+            _cell(axis, row, column, _step(value / best - 1) if best else 0, words if count <= MOST_LABELLED else "")
+    _crossing(axis, found.experts)
+    return figure
+
+
+def draw_confusion(found: Routing) -> Figure:
+    """First choices by the query's own slice and by the expert really best: shares of each row."""
+    count = len(found.experts)
+    figure = new_figure(WIDTH, 3.0 + min(0.34, 4.5 / count) * count)
+    reading = f"Per cent of each row's queries, by the expert chosen first; for {percent(found.hits)} of all it was the best."
+    title(figure, "Where the gate sends queries", reading)
+    axes = figure.subplots(1, 2, sharey=True)
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=0.22, right=0.985, top=1 - 1.05 / height, bottom=1.25 / height, wspace=0.06)
+    panels = (("row: the query's own slice", found.chosen_by_slice), ("row: the expert really best", found.chosen_by_best))
+    for axis, (words, rows) in zip(axes, panels, strict=True):
+        for row, queries in enumerate(rows):
+            for column, value in enumerate(queries):
+                share = value / max(1, sum(queries))
+                shown = f"{100 * share:.0f}" if value and count <= MOST_LABELLED else ""
+                _cell(axis, row, column, sum(share >= limit for limit in SHARES), shown)
+        plain(axis)
+        axis.set_title(words, fontsize=TYPE, color=INK, loc="left")
+        _crossing(axis, found.experts, most=22)
     return figure
 
 
@@ -159,8 +174,30 @@ def _axis(figure: Figure, left: float, right: float, top: float = 0.75, bottom: 
     return axis
 
 
+def _cell(axis: Axes, row: int, column: int, step: int, words: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis.add_patch(Rectangle((column, row), 1, 1, facecolor=HEAT[step], edgecolor=PAPER, linewidth=1.5))
+    if words:
+        ink = PAPER if step >= 3 else INK
+        axis.text(column + 0.5, row + 0.5, words, fontsize=8.5, color=ink, ha="center", va="center")
+
+
+def _crossing(axis: Axes, names: Sequence[str], most: int = 26) -> None:
+    """The same names along both sides of a square of cells, cut to `most` characters."""
+    places, shown = [at + 0.5 for at in range(len(names))], [_short(name, most) for name in names]
+    axis.set(xlim=(0, len(names)), ylim=(len(names), 0))
+    axis.set_yticks(places, shown)
+    axis.set_xticks(places, shown, rotation=30, ha="right")
+    _bare(axis)
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def _names(axis: Axes, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), [name if len(name) <= 26 else f"{name[:25]}…" for name in names])
+    axis.set_yticks(range(len(names)), [_short(name) for name in names])
     axis.tick_params(axis="y", labelcolor=INK)
     axis.set_ylim(-0.6, len(names) - 0.4)
 

@@ -18,6 +18,7 @@ FIGURES_OF = {
     "Arms": ("perplexity-flops", "training-tokens"),
     "Slices": ("slices", "slice-map"),
     "Routes": ("routes", "confidence"),
+    "Choices by slice": ("confusion",),
     "Experts": ("experts-slices",),
 }
 """The figures that stand before each table."""

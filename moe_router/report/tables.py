@@ -71,6 +71,7 @@ SLICE_NOTE = (
     "Perplexity on the test records of each slice. Intervals are of one slice alone: with many, one in twenty misleads."
 )
 SOURCE_NOTE = "The same by the file that the test records came from."
+CHOICE_NOTE = "Test queries of each row by the expert that the gate chose first; on the diagonal it is the row's own."
 SLICE_ARMS = ("base", "dense_active", "dense_params", "cbtm", "gate_top2", "oracle")
 """Arms of the table by slice; the others are in report.json."""
 
@@ -137,6 +138,14 @@ def _routing(report: Report) -> Iterator[Table]:
         f"{found.abstained * 100:.1f} % of the test queries."
     )
     yield Table("Routes", note, ("expert", "weight", "first choice", "really best"), rows, (1, 2, 3))
+    for title, side, counts in (
+        ("Choices by slice", "slice", found.chosen_by_slice),
+        ("Choices by best expert", "really best", found.chosen_by_best),
+    ):
+        if counts:
+            cells = ((name, f"{sum(row):,}", *(f"{n:,}" for n in row)) for name, row in zip(found.experts, counts, strict=True))
+            head = (side, "queries", *found.experts)
+            yield Table(title, CHOICE_NOTE, head, tuple(cells), tuple(range(1, len(head))))
 
 
 def _experts(report: Report) -> Table:
