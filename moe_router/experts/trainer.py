@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from moe_router import kernels
 from moe_router.errors import LibraryError
 from moe_router.experts.adapters import SHARED, Dropout, Mixing, RankLayout, RoutedModel, SlotRoute
 from moe_router.experts.base import Base
 from moe_router.experts.checkpoint import Checkpointing
 from moe_router.experts.curves import Log
 from moe_router.experts.encode import IGNORE, Example, collate, stream
+from moe_router.experts.fused_layers import fusing
 from moe_router.experts.nats import token_nats
 from moe_router.experts.optim import LossScale, make_optimiser, step_unless
 from moe_router.experts.peft_format import Adapter, LoraSettings, eva_directions, fill
@@ -36,6 +38,8 @@ __all__ = ["Checkpointing", "Job", "Outcome", "Schedule", "Trainer", "plan_rows"
 
 FORMS = {"cuda": "gathered"}
 """How adapters are computed, by the type of the device: `gathered`, `wide` or `together`; gathered on others."""
+FUSED: tuple[str, ...] = ()
+"""Types of devices on which a decoder layer's norms, gated MLP and rotary embedding are fused."""
 EVA_ROWS = 256
 """Rows of an expert that EVA looks at."""
 EVA_TARGETS = 4
@@ -73,6 +77,7 @@ class Trainer:
         self.trained = tuple(name for name in layout.slots if not (frozen and name == SHARED))
         self.outcomes = {name: Outcome() for name in self.trained}
         self.form = FORMS.get(base.device.type, "gathered") if fits(self.model) else "gathered"
+        self.ops = kernels.for_training(base.device) if base.device.type in FUSED else None
         self.step = 0
         self.scale = LossScale.of(base.dtype)
         self.norms: dict[str, float] = {}
@@ -230,8 +235,9 @@ class Trainer:
         mask = batch.labels != IGNORE
         owner = torch.as_tensor(owners, device=mask.device)[:, None].expand(-1, mask.shape[1])[mask]  # (targets,)
         present = sorted(set(owners.tolist()))
-        with self.model.routed(route), recomputing(self.base.model, self.schedule.recompute):
-            each = token_nats(target_logits(self.base.model, batch), batch.labels[mask])  # (targets,)
+        model = self.base.model
+        with self.model.routed(route), fusing(model, self.ops), recomputing(model, self.schedule.recompute):
+            each = token_nats(target_logits(model, batch), batch.labels[mask])  # (targets,)
             sums = torch.stack([torch.where(owner == index, each, 0).sum() for index in present])
             nats = sums.tolist()
             if all(map(math.isfinite, nats)):

@@ -22,6 +22,15 @@ def of(device: torch.device) -> ModuleType:
     return _tried(device)
 
 
+def for_training(device: torch.device) -> ModuleType | None:
+    """Fused operations with a backward pass, those of `plain_training`; None where only the plain ones work."""
+    if of(device) is plain:
+        return None
+    from moe_router.kernels import gpu_training
+
+    return gpu_training
+
+
 @functools.cache
 def _tried(device: torch.device) -> ModuleType:
     """The Triton kernels if one of them runs: Triton needs a C compiler, and a GPU that it knows."""

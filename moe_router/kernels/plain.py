@@ -83,11 +83,11 @@ def rope_store(
     """
     cos, sin = cos[:, :, None], sin[:, :, None]
     rows = torch.arange(len(k), device=k.device)[:, None]
-    keys[rows, :, positions] = k * cos + _turned(k) * sin
+    keys[rows, :, positions] = k * cos + turned(k) * sin
     values[rows, :, positions] = v
-    return q * cos + _turned(q) * sin
+    return q * cos + turned(q) * sin
 
 
-def _turned(x: torch.Tensor) -> torch.Tensor:
+def turned(x: torch.Tensor) -> torch.Tensor:
     one, other = x.chunk(2, -1)
     return torch.cat([-other, one], -1)
