@@ -69,100 +69,127 @@ def batches(lengths: np.ndarray, rows: int, draw: np.random.Generator) -> Iterat
         yield parts[index]
 
 
-def training_weights(e: Experiment, bundle: Bundle, labels: np.ndarray) -> np.ndarray:
-    """(training records, experts): own slice alone, or the two slices whose training queries are nearest."""
-    own = np.eye(e["experts"], dtype=np.float32)[labels]
-    if e["experts"] == 1 or e["trained"] == "own":
-        return own
+def near_slices(bundle: Bundle, labels: np.ndarray, k: int, e: Experiment) -> np.ndarray:
+    """How strongly each training record belongs to each slice, as logits (training records, k): likeness of its query to
+    the slice's mean query, its own slice a margin ahead."""
     queries = bundle.queries[bundle.split["train"]]
-    centers = np.stack([queries[labels == k].mean(0) for k in range(e["experts"])])
+    centers = np.stack([queries[labels == i].mean(0) for i in range(k)])
     near = queries @ (centers / np.linalg.norm(centers, axis=1, keepdims=True)).T
     near[np.arange(len(near)), labels] += e["margin"]
-    top = np.exp((near - near.max(1, keepdims=True)) / e["softness"])
-    top[top < np.sort(top, axis=1)[:, -2:-1]] = 0
-    return (top / top.sum(1, keepdims=True)).astype(np.float32)
+    return near / e["softness"]
+
+
+def coarser(bundle: Bundle, labels: np.ndarray, k: int, groups: int, seed: int) -> np.ndarray:
+    """(k, groups) one-hot: the slices gathered into groups, by k-means of their mean queries."""
+    from sklearn.cluster import KMeans
+
+    queries = bundle.queries[bundle.split["train"]]
+    centers = np.stack([queries[labels == i].mean(0) for i in range(k)])
+    found = KMeans(groups, n_init=10, random_state=seed).fit(centers).labels_
+    return np.eye(groups, dtype=np.float32)[found]
 
 
 def run(e: Experiment, bundle: Bundle, base: Any, minutes_left: float) -> dict[str, Any]:
     """Train one mixture, fit its gate, measure it."""
     from benchmarks.quality.joint import Joint, Shape
+    from moe_router.gate.weights import keep_top, softmax
 
     began = time.monotonic()
-    shared_rate = e["shared_rate"] if e["shared"] else 0.0
-    joint = Joint(base, Shape(e["experts"], e["rank"], e["shared"], e["rate"], shared_rate), seed=e["seed"])
-    train = bundle.split["train"]
-    labels = np.zeros(len(train), int) if e["experts"] == 1 else bundle.arrays[f"slices{e['experts']}"][train]
-    weights = training_weights(e, bundle, labels)
-    lengths, draw = bundle.arrays["lengths"][train], np.random.default_rng(e["seed"])
-    plan = [batch for _ in range(e["epochs"]) for batch in batches(lengths, e["rows"], draw)]
-    with joint.model as model:
-        losses = []
-        for step, batch in enumerate(plan):
-            warm = min(1.0, (step + 1) / (0.05 * len(plan)))
-            share = warm * (1 - 0.9 * step / len(plan))
-            losses.append(joint.step([bundle.examples[i] for i in train[batch]], weights[batch], share))
-            if time.monotonic() - began > 60 * minutes_left:
-                raise TimeoutError
+    k, train = e["slices"], bundle.split["train"]
+    labels = np.zeros(len(train), int) if k == 1 else bundle.arrays[f"slices{k}"][train].astype(int)
+    routes = np.eye(k, dtype=np.float32)  # (routes, experts): what a record of each slice uses
+    ranks = (e["rank"],) * k
+    if e["coarse"]:
+        routes = np.concatenate([routes, coarser(bundle, labels, k, e["coarse"], e["seed"])], 1)
+        ranks += (e["coarse_rank"],) * e["coarse"]
+    shape = Shape(
+        ranks, e["shared"], e["rate"], e["shared_rate"], e["rows"], decay=e["decay"], up_ratio=e["up_ratio"], rslora=e["rslora"]
+    )
+    joint = Joint(base, shape, seed=e["seed"])
+    belongs = near_slices(bundle, labels, k, e) if k > 1 else np.zeros((len(train), 1))
+    kept = e["trained"]  # slices that a record trains
+    weights = keep_top(softmax(belongs), kept) if kept > 1 else routes[:, :k][labels]
+    draw = np.random.default_rng(e["seed"])
+    epochs = [list(batches(bundle.arrays["lengths"][train], e["rows"], draw)) for _ in range(e["epochs"])]
+    steps = sum(map(len, epochs))
+    losses: list[Any] = []
+    with joint.model:
+        for number, plan in enumerate(epochs):
+            if number and e["resliced"] and k > 1:
+                found = measured_by(joint, bundle, "train", routes)
+                belief = softmax(belongs - found.losses / e["resliced"])
+                labels = belief.argmax(1)
+                weights = keep_top(belief, kept) if kept > 1 else routes[:, :k][labels]
+            for batch in plan:
+                done = len(losses)
+                warm = min(1.0, (done + 1) / (0.05 * steps))
+                share = warm * (1 - 0.95 * done / steps)
+                losses.append(joint.step([bundle.examples[i] for i in train[batch]], weights[batch] @ routes, share))
+                if time.monotonic() - began > 60 * minutes_left:
+                    raise TimeoutError
         trained = time.monotonic() - began
-        found = measure(e, bundle, model, labels)
+        found = measure(e, bundle, joint, labels, routes)
     last = [float(loss) for loss in losses[-50:]]
     return found | {"train_loss": float(np.mean(last)), "seconds": [round(trained, 1), round(time.monotonic() - began, 1)]}
 
 
-def measure(e: Experiment, bundle: Bundle, model: Any, labels: np.ndarray) -> dict[str, Any]:
+def measured_by(joint: Any, bundle: Bundle, split: str, routes: np.ndarray) -> Any:
+    """The loss of every route on every record of a split."""
+    from moe_router.gate.fit import Measured
+
+    chosen = bundle.split[split]
+    examples = [bundle.examples[i] for i in chosen]
+    nats = np.stack([joint.nats(examples, np.tile(row, (len(examples), 1))) for row in routes], 1)
+    return Measured(bundle.queries[chosen], nats, np.array([example.target_tokens for example in examples]))
+
+
+def measure(e: Experiment, bundle: Bundle, joint: Any, labels: np.ndarray, routes: np.ndarray) -> dict[str, Any]:
     """Perplexities on tune and test: of the gate's top choices, of each record's own slice, of the best expert."""
-    from moe_router.experts import scoring
     from moe_router.gate.baselines import MIXING_TEMPERATURES, search_temperature
-    from moe_router.gate.features import Memory
-    from moe_router.gate.fit import Measured, fit_gate
+    from moe_router.gate.fit import fit_gate
     from moe_router.gate.weights import keep_top, softmax
 
-    scoring.BATCH_TOKENS = 16_384
+    measured = {split: measured_by(joint, bundle, split, routes) for split in ("tune", "test")}
+    k = len(routes)
 
-    def nats(split: str, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = scoring.score_examples(model, [bundle.examples[i] for i in bundle.split[split]], weights)
-        return scores.nats, scores.tokens
+    def perplexity(split: str, nats: np.ndarray) -> float:
+        return float(np.exp(nats.sum() / measured[split].tokens.sum()))
 
-    def perplexity(split: str, weights: np.ndarray) -> float:
-        found, tokens = nats(split, weights)
-        return float(np.exp(found.sum() / tokens.sum()))
+    def mixed(split: str, logits: np.ndarray, temperature: float) -> np.ndarray:
+        weights = keep_top(softmax(logits / temperature), e["top"])
+        return joint.nats([bundle.examples[i] for i in bundle.split[split]], weights @ routes)
 
-    k = e["experts"]
     if k == 1:
-        return {
-            split: {"gate": perplexity(split, np.ones((len(bundle.split[split]), 1), np.float32))} for split in ("tune", "test")
-        }
-    measured = {}
-    for split in ("gate", "tune", "test"):
-        columns = [nats(split, np.tile(row, (len(bundle.split[split]), 1))) for row in np.eye(k, dtype=np.float32)]
-        measured[split] = Measured(bundle.queries[bundle.split[split]], np.stack([c[0] for c in columns], 1), columns[0][1])
-    train = bundle.split["train"]
-    fit = fit_gate(Memory.of(bundle.queries[train], labels, 0), measured["gate"], measured["tune"])
-    tune_logits = fit.logits(measured["tune"].embeddings)
-    top = e["top"]
-    tokens = measured["tune"].tokens.sum()
-    mixing, _ = (
-        search_temperature(
-            MIXING_TEMPERATURES,
-            lambda t: keep_top(softmax(tune_logits / t), top),
-            lambda weights: float(nats("tune", weights)[0].sum() / tokens),
-        )
-        if top > 1
-        else (1.0, None)
-    )
-    found: dict[str, Any] = {}
-    for split in ("tune", "test"):
+        return {split: {"gate": perplexity(split, measured[split].nats)} for split in measured}
+    fit = fit_gate(memory(bundle, labels), measured_by(joint, bundle, "gate", routes), measured["tune"])
+    logits = {split: fit.logits(measured[split].embeddings) for split in measured}
+    mixing = 1.0
+    if e["top"] > 1:
+        mixing, _ = search_temperature(MIXING_TEMPERATURES, lambda t: t, lambda t: mixed("tune", logits["tune"], t).sum())
+    found: dict[str, Any] = {"mixing": mixing}
+    for split, losses in measured.items():
         own = bundle.arrays[f"slices{k}"][bundle.split[split]]
-        losses = measured[split]
-        logits = fit.logits(losses.embeddings)
-        total = losses.tokens.sum()
+        rows = np.arange(len(own))
         found[split] = {
-            "gate": perplexity(split, keep_top(softmax(logits / mixing), top)),
-            "top1": float(np.exp(losses.nats[np.arange(len(own)), logits.argmax(1)].sum() / total)),
-            "own": float(np.exp(losses.nats[np.arange(len(own)), own].sum() / total)),
-            "oracle": float(np.exp(losses.nats.min(1).sum() / total)),
+            "gate": perplexity(split, mixed(split, logits[split], mixing)),
+            "top1": perplexity(split, losses.nats[rows, logits[split].argmax(1)]),
+            "own": perplexity(split, losses.nats[rows, own]),
+            "oracle": perplexity(split, losses.nats.min(1)),
         }
-    return found | {"mixing": mixing}
+    return found
+
+
+_MEMORIES: dict[bytes, Any] = {}
+
+
+def memory(bundle: Bundle, labels: np.ndarray) -> Any:
+    """The gate's memory of the training queries, kept for the next experiment on the same slices."""
+    from moe_router.gate.features import Memory
+
+    name = labels.tobytes()
+    if name not in _MEMORIES:
+        _MEMORIES[name] = Memory.of(bundle.queries[bundle.split["train"]], labels, 0)
+    return _MEMORIES[name]
 
 
 def work(path: Path, bundles: Path, out: Path, index: int, deadline: float) -> None:
@@ -173,7 +200,8 @@ def work(path: Path, bundles: Path, out: Path, index: int, deadline: float) -> N
     from moe_router.experts import bnb
     from moe_router.experts.base import load_base
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 8) if torch.cuda.is_available() else torch.get_num_threads())
+    if torch.cuda.is_available():
+        torch.set_num_threads(2)  # the workers share the host
     claims = out.with_suffix(".claims")
     claims.mkdir(parents=True, exist_ok=True)
     done = {json.loads(line)["key"] for line in out.read_text().splitlines()} if out.exists() else set()
