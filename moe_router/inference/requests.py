@@ -31,8 +31,8 @@ class EngineConfig:
     """Memory for the keys and values of prompts seen before (0: none kept)."""
     graphs: bool = True
     """On CUDA, replay decode steps from CUDA graphs."""
-    kernels: bool = False
-    """On CUDA, use the Triton kernels: faster (docs/performance.md), but not run on a GPU since they were last changed."""
+    kernels: bool = True
+    """On CUDA, use the Triton kernels where they run (docs/performance.md); off: the plain ones."""
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.prefill_tokens < 1 or self.context < 0 or self.prefix_bytes < 0:
