@@ -8,7 +8,7 @@ import torch
 
 from moe_router.config import BaseConfig, Config
 from moe_router.data.records import Record
-from moe_router.errors import ConfigError, LibraryError
+from moe_router.errors import BaseModelError, ConfigError, LibraryError
 from moe_router.experts import bnb
 from moe_router.experts.base import EMBEDDED_PATH, load_base
 from moe_router.experts.export import export_adapter
@@ -30,6 +30,7 @@ def families():
     llama = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256, **COMMON}
     falcon = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False, "bias": False, **COMMON}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+    llama4 = {"intermediate_size": 64, "intermediate_size_mlp": 128, "head_dim": 16, "interleave_moe_layer_step": 2}
     return {
         "llama": (t.LlamaConfig(intermediate_size=128, **llama), ATTENTION | MLP),
         "falcon-7b": (t.FalconConfig(multi_query=True, parallel_attn=True, new_decoder_architecture=False, **falcon), FALCON),
@@ -37,11 +38,18 @@ def families():
         "gpt-neox": (t.GPTNeoXConfig(intermediate_size=128, **llama), FALCON),
         "qwen3": (t.Qwen3Config(intermediate_size=128, num_key_value_heads=2, head_dim=16, **llama), ATTENTION | MLP),
         "qwen3-moe": (t.Qwen3MoeConfig(num_key_value_heads=2, head_dim=16, **experts, **llama), ATTENTION),
+        "qwen2-moe": (
+            t.Qwen2MoeConfig(num_key_value_heads=2, shared_expert_intermediate_size=64, **experts, **llama),
+            ATTENTION,
+        ),
+        "llama4": (t.Llama4TextConfig(num_key_value_heads=2, num_local_experts=4, **llama4, **llama), ATTENTION),
+        "phimoe": (t.PhimoeConfig(intermediate_size=64, num_key_value_heads=2, num_local_experts=4, **llama), ATTENTION),
         "mixtral": (t.MixtralConfig(intermediate_size=64, num_key_value_heads=2, num_local_experts=4, **llama), ATTENTION),
     }
 
 
-FAMILIES = ["llama", "falcon-7b", "falcon-new", "gpt-neox", "qwen3", "qwen3-moe", "mixtral"]
+DENSE = ["llama", "falcon-7b", "falcon-new", "gpt-neox", "qwen3"]
+MIXTURES = ["qwen3-moe", "qwen2-moe", "llama4", "phimoe", "mixtral"]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +80,8 @@ def plan(folder, quantization, **settings):
 
 
 @pytest.mark.parametrize(
-    ("family", "quantization"), [*((family, "nf4") for family in FAMILIES), ("falcon-7b", "none"), ("qwen3-moe", "none")]
+    ("family", "quantization"),
+    [*((family, "nf4") for family in DENSE + MIXTURES), *((family, "none") for family in ["falcon-7b", *MIXTURES])],
 )
 def test_a_base_trains_saves_loads_and_generates(folders, tmp_path, family, quantization, monkeypatch):
     monkeypatch.setattr("moe_router.experts.base.RESIDENT_BYTES", 0)  # the 4-bit layers themselves
@@ -80,6 +89,7 @@ def test_a_base_trains_saves_loads_and_generates(folders, tmp_path, family, quan
     base = load_base(wanted.config.base)
     linears = base.linears()
     assert {path.rpartition(".")[2] for path in linears} == families()[family][1]
+    assert not [path for path in linears if "router" in path or "shared_expert" in path or path.endswith(".gate")]
     assert all(bnb.is_4bit(layer) == (quantization == "nf4") for layer in linears.values())
     library = train_library(tmp_path / "library", wanted, tmp_path / "run.safetensors", base=base)
     losses = library.cards["shared"]["losses"]
@@ -97,6 +107,17 @@ def test_a_base_trains_saves_loads_and_generates(folders, tmp_path, family, quan
     export_adapter(library, {"boats": 0.3, "bread": 0.7}, tmp_path / "adapter")
     theirs = peft_logits(load_base(wanted.config.base).model, tmp_path / "adapter", tokens)
     assert float((theirs - mixed).abs().max() / mixed.abs().max()) < 1e-3
+
+
+def test_a_kept_4_bit_falcon_loads_in_a_new_process(folders, monkeypatch):
+    """A process begins with Falcon's linear class being one of its own, which transformers would not make a 4-bit one."""
+    from transformers.models.falcon import modeling_falcon
+
+    monkeypatch.setattr("moe_router.experts.base.RESIDENT_BYTES", 0)
+    config = BaseConfig(str(folders("falcon-7b")), "nf4", "float32")
+    load_base(config)
+    monkeypatch.setattr(modeling_falcon, "FalconLinear", type("FalconLinear", (torch.nn.Linear,), {}))
+    assert all(map(bnb.is_4bit, load_base(config).linears().values()))
 
 
 @pytest.mark.parametrize("family", ["falcon-7b", "gpt-neox", "qwen3-moe"])
@@ -119,6 +140,17 @@ def test_a_mixture_of_experts_base_keeps_most_of_itself_unquantised(folders, mon
     assert bnb.unquantised_share(base.model) > bnb.unquantised_share(
         load_base(BaseConfig(str(folders("qwen3")), "nf4", "float32")).model
     )
+
+
+def test_a_base_whose_files_lack_weights_is_refused(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(folders("llama"), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BaseModelError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_base(BaseConfig(str(broken), "none", "float32"))
 
 
 @pytest.mark.parametrize(

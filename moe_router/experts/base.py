@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from moe_router.workspace import digest_file
 
 EMBEDDED = "embedded"
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded_base"
+ROUTERS = re.compile(r"Router|Gating|Gate(?!d)")
+"""In the class names of transformers' routers: Llama4Router, JetMoeTopKGating, HunYuanMoEV1Gate."""
+ATTENTION = re.compile("attn|attention")
 RESIDENT_BYTES = 1 << 30
 """On the CPU, bases up to this size in the compute type are held dequantised."""
 
@@ -57,13 +62,27 @@ class Base:
         return getattr(self.model.config, "max_position_embeddings", 2048)
 
     def linears(self) -> dict[str, nn.Module]:
-        """Every linear layer that adapters go on, by module path: all but the output head."""
+        """Every linear layer that adapters go on, by module path.
+
+        All but the output head, what lies within a mixture of experts of the base's own (its router passes tokens on without
+        their rows, which have the gates), and layers called like one in there, which PEFT could not tell apart.
+        """
         head = self.model.get_output_embeddings()
-        return {
-            name: module
-            for name, module in self.model.named_modules()
-            if module is not head and (isinstance(module, nn.Linear) or bnb.is_4bit(module))
-        }
+        modules = dict(self.model.named_modules())
+        found = {path: m for path, m in modules.items() if m is not head and (isinstance(m, nn.Linear) or bnb.is_4bit(m))}
+        mixtures = tuple(_mixtures(modules))
+        within = {path.rpartition(".")[2] for path in found if f"{path}.".startswith(mixtures)}
+        return {path: module for path, module in found.items() if path.rpartition(".")[2] not in within}
+
+
+def _mixtures(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Beginnings of the paths within a mixture of experts: the block that a router is in, or the router alone where
+    attention is in that block too."""
+    for path, module in modules.items():
+        if ROUTERS.search(type(module).__name__):
+            block = path.rpartition(".")[0]
+            beside = (name for name, _ in modules[block].named_children())
+            yield f"{path}." if any(ATTENTION.search(name) for name in beside) else f"{block}."
 
 
 def load_base(config: BaseConfig, device: str | torch.device | None = None) -> Base:
@@ -85,13 +104,16 @@ def load_base(config: BaseConfig, device: str | torch.device | None = None) -> B
         place = nf4_cache.place(digest, dtype) if quantised else None
         kept = place is not None and nf4_cache.whole(place)
         if quantised:
+            bnb.prepare_loading()
             options["device_map"] = {"": device}
         if quantised and not kept:
             options["quantization_config"] = bnb.nf4_config(dtype)
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(place if kept else source, **options)
-        if place and not kept:
-            nf4_cache.keep(model, place)
+            model, said = AutoModelForCausalLM.from_pretrained(place if kept else source, output_loading_info=True, **options)
+            if said["missing_keys"]:
+                raise ValueError(f"its files lack {sorted(said['missing_keys'])[0]}")
+            if place and not kept:
+                nf4_cache.keep(model, place)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BaseModelError(f"base {config.model!r} cannot be loaded ({reason}): check base.model and the files") from error
@@ -144,7 +166,7 @@ def _files_digest(source: str) -> str:
 
 
 class _quiet:  # noqa: N801 - reads as a statement
-    """transformers draws its own progress bar while loading; ours is enough."""
+    """transformers draws progress bars of its own while loading and saving; ours is enough."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

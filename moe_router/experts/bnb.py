@@ -14,8 +14,7 @@ def nf4_config(dtype: torch.dtype) -> Any:
     """NF4 with double quantisation (Dettmers et al. 2023), computing in `dtype`."""
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it misses a kernel that is not used here
-    _unhide_falcon()
+    prepare_loading()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -24,13 +23,15 @@ def nf4_config(dtype: torch.dtype) -> Any:
     )
 
 
-def _unhide_falcon() -> None:
-    """Make Falcon's layers plain linear ones, which they are but for their class.
+def prepare_loading() -> None:
+    """What every load in 4 bits needs first, also one of a form that is in 4 bits already.
 
-    transformers (5.17 to 5.23) quantises only modules of the very class nn.Linear: Falcon would silently stay in 16 bits.
+    Makes Falcon's layers plain linear ones, which they are but for their class: transformers (5.17 to 5.23) quantises only
+    modules of the very class nn.Linear, so that Falcon would silently stay in 16 bits, and its 4-bit form not load at all.
     """
     from transformers.models.falcon import modeling_falcon
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it misses a kernel that is not used here
     modeling_falcon.FalconLinear = nn.Linear
 
 

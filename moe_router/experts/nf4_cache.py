@@ -17,6 +17,8 @@ from moe_router.workspace import digest_file, digest_json, read_json, write_json
 ENVIRONMENT = "MOE_ROUTER_CACHE"
 """Names another cache folder; set but empty, nothing is cached."""
 SUMS = "sha256.json"
+UNREADABLE = ("Llama4TextExperts",)
+"""transformers 5 takes these apart when it reads a quantised form, and then misses their weights: such bases are not kept."""
 SPARE = 4
 """The disk must have room for so many times the model, or nothing is cached."""
 
@@ -54,6 +56,8 @@ def whole(folder: Path) -> bool:
 
 def keep(model: nn.Module, folder: Path) -> None:
     """Write the quantised model to `folder`, whole or not at all. A full or read-only disk is no error: nothing is kept."""
+    if any(type(module).__name__ in UNREADABLE for module in model.modules()):
+        return
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with contextlib.suppress(OSError), _beside(folder) as temporary:
         if shutil.disk_usage(temporary).free < SPARE * size:
