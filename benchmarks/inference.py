@@ -191,10 +191,10 @@ def make_base(model: nn.Module, resident: bool, dtype: torch.dtype = torch.bfloa
     return Base(model, tokenizer, "random", "random", dtype, resident)
 
 
-def attach(base: Base, experts: int) -> RoutedModel:
+def attach(base: Base, experts: int, rank: int = RANK) -> RoutedModel:
     """Experts of random factors, large enough to move the logits; the same for the same number."""
     names = tuple(f"e{i}" for i in range(experts))
-    model = RoutedModel(base, RankLayout(names, (RANK,) * experts), dict.fromkeys(names, 1.0))
+    model = RoutedModel(base, RankLayout(names, (rank,) * experts), dict.fromkeys(names, 1.0))
     draw = torch.Generator(DEVICE).manual_seed(experts)
     for layer in model.layers.values():
         for factor, size in ((layer.A, layer.A.shape[1] ** -0.5), (layer.B, 0.02)):
