@@ -244,6 +244,10 @@ class GateConfig:
     """Default mode of the router: `top1`, `top2`, another number, or `soft` (all experts)."""
     max_experts: int = 0
     """Most experts of a query, which bounds its FLOPs, whatever the mode (0: as many as the mode keeps)."""
+    features: str = "embedding"
+    """What the gate sees of a query: its sentence `embedding`, the base's `hidden` state after its first layers, or `both`."""
+    hidden_layer: int = 2
+    """Layers of the base that are run for the hidden state (without effect where features is `embedding`)."""
     abstain_coverage: float = 0.995
     """Share of in-domain queries that the gate should accept; the abstain threshold follows from it."""
     abstain_to: str = "shared"
@@ -256,6 +260,8 @@ class GateConfig:
     def __post_init__(self) -> None:
         known = re.fullmatch(r"top[1-9]\d?|soft", self.mode)
         _need(known is not None, f"gate.mode = {self.mode!r}: use 'top1', 'top2', another number, or 'soft'")
+        _choice("gate.features", self.features, ("embedding", "hidden", "both"))
+        _need(self.hidden_layer >= 1, f"gate.hidden_layer = {self.hidden_layer}: at least 1")
         _need(self.max_experts >= 0, f"gate.max_experts = {self.max_experts}: at least 1, or 0 for no bound")
         _need(0 < self.abstain_coverage <= 1, "gate.abstain_coverage lies above 0 and at most 1")
         _need(

@@ -47,6 +47,7 @@ def add_expert(
     from moe_router.data.slices import Slices
     from moe_router.experts.train import Plan, Split, extend_library
     from moe_router.gate import live
+    from moe_router.gate.sight import open_sight
 
     library, slices = Library.load(workspace.experts), Slices.load(workspace)
     gate = _gate(library)
@@ -54,7 +55,8 @@ def add_expert(
     plan = Plan(slices.names, train, tune, config, slices.digest)
     made = extend_library(library, plan, name, workspace.checkpoints / "add.safetensors", progress, base)
     if gate is not None:
-        queries = train.embeddings[np.flatnonzero(train.labels == slices.names.index(name))]
+        own = train.only(np.flatnonzero(train.labels == slices.names.index(name)))
+        queries = open_sight(gate, library, base).of(own)
         live.add_expert(gate, made, queries, config.gate.seed).save(made.path)
     return made
 

@@ -53,6 +53,10 @@ class Split:
         chosen = [i for i, record in enumerate(records) if record.split == split]
         return cls([records[i] for i in chosen], slices.labels[chosen], slices.embeddings[chosen])
 
+    def only(self, chosen: np.ndarray) -> Split:
+        """The records picked by index (records,)."""
+        return Split([self.records[i] for i in chosen], self.labels[chosen], self.embeddings[chosen])
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from moe_router.gate.comparison import LEARNED, Comparison, Interval, Row
 from moe_router.gate.fit import Measured
 from moe_router.gate.gate import Gate
 from moe_router.gate.losses import measure
+from moe_router.gate.sight import open_sight
 from moe_router.gate.train import expert_of_slice
 from moe_router.gate.weights import keep_top, softmax
 from moe_router.progress import Progress, Silent
@@ -41,7 +42,13 @@ class Queries:
 
     split: Split
     measured: Measured
+    seen: np.ndarray  # (records, dimension), as the learned gate sees them
     affinities: np.ndarray  # (records, experts), Arrow's
+
+    def only(self, chosen: np.ndarray) -> Queries:
+        """The records picked by index (records,)."""
+        parts = self.split.only(chosen), self.measured.only(chosen)
+        return Queries(*parts, self.seen[chosen], self.affinities[chosen])
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Bench:
         progress: Progress,
     ) -> None:
         self.library, self.gate, self.model = library, gate, model
+        self.sight = open_sight(gate, library, model.base)
         place = expert_of_slice(library, slices)
         self.centroids = np.stack([slices.centroids[place == i][0] for i in range(len(library.names))])
         self.tune, self.test, self.known = (
@@ -109,12 +117,12 @@ class Bench:
         self.trained = train.embeddings[kept], place[train.labels[kept]]
 
     def _queries(self, workspace: Workspace, slices: Slices, split: str, place: np.ndarray, progress: Progress) -> Queries:
-        chosen = Split.of(workspace, slices, split)
-        kept = np.flatnonzero(place[chosen.labels] >= 0)
-        records = [chosen.records[i] for i in kept]
+        whole = Split.of(workspace, slices, split)
+        kept = np.flatnonzero(place[whole.labels] >= 0)
+        chosen = whole.only(kept)
         measured = measure(workspace, self.library, slices, split, self.model, progress).only(kept)
-        arrow = affinities(self.model, self.library.names, records, self.library.template)
-        return Queries(Split(records, place[chosen.labels[kept]], chosen.embeddings[kept]), measured, arrow)
+        arrow = affinities(self.model, self.library.names, chosen.records, self.library.template)
+        return Queries(replace(chosen, labels=place[chosen.labels]), measured, self.sight.of(chosen), arrow)
 
     @cached_property
     def classifier(self) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +137,7 @@ class Bench:
             return (queries.split.embeddings @ self.centroids.T).argmax(1)
 
         def learned(mode: str) -> Callable[[Queries, float], np.ndarray]:
-            return lambda q, _: self.gate.decide(q.split.embeddings, mode, abstain=False).weights
+            return lambda q, _: self.gate.decide(q.seen, mode, abstain=False).weights
 
         def neighbours(q: Queries, temperature: float) -> np.ndarray:
             shares = baselines.nearest_neighbours(q.split.embeddings, x, owners, experts)
@@ -190,12 +198,7 @@ class Bench:
         return found
 
     def _milliseconds(self, contender: Contender, temperature: float) -> float:
-        single = [
-            Queries(Split(self.test.split.records[i : i + 1], *(a[i : i + 1] for a in arrays)), measured, arrow)
-            for i in range(min(TIMED, len(self.test.split.records)))
-            for arrays in [(self.test.split.labels, self.test.split.embeddings)]
-            for measured, arrow in [(self.test.measured.only(np.array([i])), self.test.affinities[i : i + 1])]
-        ]
+        single = [self.test.only(np.array([i])) for i in range(min(TIMED, len(self.test.split.records)))]
         spent = []
         for query in single:
             start = time.perf_counter()

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from moe_router.data.embed import load_embedder
 from moe_router.errors import InputError, LibraryError
 from moe_router.experts.library import Library
 from moe_router.gate.gate import REMEDY, Gate
+from moe_router.gate.sight import open_sight
 from moe_router.workspace import Workspace
 
 BINS = 5
@@ -95,9 +95,9 @@ def drift(gate: Gate, embeddings: np.ndarray) -> Drift:
 
 def drift_of_file(workspace: Workspace, file: Path) -> Drift:
     """The drift of the questions in a file: one a line, or JSON lines with a `text` each. Raises InputError."""
-    gate = Gate.load(workspace.experts, Library.load(workspace.experts))
-    texts = questions(file)
-    return drift(gate, load_embedder(gate.embedder).encode(texts))
+    library = Library.load(workspace.experts)
+    gate, texts = Gate.load(workspace.experts, library), questions(file)
+    return drift(gate, open_sight(gate, library).encode(texts))
 
 
 def questions(file: Path) -> Sequence[str]:

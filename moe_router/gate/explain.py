@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moe_router.data.embed import Embedder, load_embedder
 from moe_router.data.records import load_records
 from moe_router.data.slices import Slices
 from moe_router.errors import WorkspaceError
@@ -49,10 +50,12 @@ class Explanation:
 
 
 def explain(
-    gate: Gate, embeddings: np.ndarray, workspace: Workspace, allowed: Sequence[str] | None = None
+    gate: Gate, sight: Embedder, texts: Sequence[str], workspace: Workspace, allowed: Sequence[str] | None = None
 ) -> list[Explanation]:
-    """One explanation for each query, given as embeddings (queries, dimension)."""
-    decided = gate.decide(embeddings, "soft", allowed, max_experts=0, abstain=False)
+    """One explanation for each query, given as `query_text` gives it; `sight` is what the gate sees by."""
+    seen = sight.encode(texts)
+    decided = gate.decide(seen, "soft", allowed, max_experts=0, abstain=False)
+    embeddings = seen if gate.view.features == "embedding" else load_embedder(gate.embedder).encode(texts)
     nearest = _nearest(embeddings, workspace)
     found = []
     for weights, score, near in zip(decided.weights, decided.score, nearest, strict=True):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_router.data.embed import load_embedder
 from moe_router.errors import InputError
 from moe_router.gate.features import NOBODY
 from moe_router.workspace import digest_file
@@ -17,14 +16,14 @@ from moe_router.workspace import digest_file
 
 @dataclass(frozen=True)
 class Feedback:
-    """Reviewed queries, embedded."""
+    """Reviewed queries."""
 
-    embeddings: np.ndarray  # (queries, dimension)
+    texts: Sequence[str]
     owners: np.ndarray  # (queries,) int64, the right expert or NOBODY
     digest: str
 
     @classmethod
-    def read(cls, file: Path, names: Sequence[str], embedder: str) -> Feedback:
+    def read(cls, file: Path, names: Sequence[str]) -> Feedback:
         """JSON lines, each with a `text` and an `expert`: the right one's name, or null where the gate should abstain.
 
         A line without `expert` is a route that nobody reviewed and is left out. Raises InputError naming the line.
@@ -44,7 +43,7 @@ class Feedback:
             raise InputError(
                 f'{file} holds no feedback: give lines such as {{"text": "Where is my parcel?", "expert": "{names[0]}"}}'
             )
-        return cls(load_embedder(embedder).encode(texts), np.array(owners, dtype=np.int64), digest_file(file))
+        return cls(texts, np.array(owners, dtype=np.int64), digest_file(file))
 
 
 def _line(line: str, where: str, names: Sequence[str]) -> tuple[str, int] | None:

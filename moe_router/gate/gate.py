@@ -14,11 +14,12 @@ from moe_router.experts.library import GATE_CARD as CARD
 from moe_router.experts.library import GATE_WEIGHTS as WEIGHTS
 from moe_router.experts.library import Library
 from moe_router.gate.features import NOBODY, Memory
+from moe_router.gate.sight import View
 from moe_router.gate.weights import MODES, bounds, is_mode, keep_top, softmax
 from moe_router.workspace import atomic, digest_file, read_json, write_json
 
 FORMAT = 3
-ARRAYS = ("weight", "bias", "memory")
+ARRAYS = ("weight", "bias", "memory", "view")
 REMEDY = "run `moe-router train-gate` again"
 __all__ = ["MODES", "Decisions", "Gate", "keep_top", "softmax"]
 
@@ -51,10 +52,13 @@ class Gate:
     bias: np.ndarray  # (experts,) float32
     evidence_scale: float
     memory: Memory
+    """Of what the gate sees of a query, as `view` makes it; below called its embedding."""
     mixing_temperature: float
     confidence_temperature: float
     threshold: float
     embedder_digest: str = ""
+    view: View = field(default_factory=View)
+    """What of a query it sees: `moe_router.gate.sight.open_sight` gives embeddings accordingly."""
     max_experts: int = 0
     """Most experts of a query, whatever the mode (0: as many as the mode keeps)."""
     abstain_message: str = ""
@@ -93,7 +97,7 @@ class Gate:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
             raise LibraryError(
                 f"embeddings of shape {embeddings.shape} do not fit the gate's {self.dimension} dimensions: "
-                f"embed queries with {self.embedder!r}, or {REMEDY}"
+                f"embed queries with {self.embedder!r} as `open_sight` does, or {REMEDY}"
             )
         max_experts = self.max_experts if max_experts is None else max_experts
         most = bounds(self.mode if mode is None else mode, len(embeddings), len(self.names), max_experts)
@@ -128,9 +132,12 @@ class Gate:
         tensors = {"weight": self.weight, "bias": self.bias, "queries": memory.queries.astype(np.float16)}
         tensors |= {"owners": memory.owners.astype(np.int32), "pockets": memory.pockets.astype(np.int32)}
         tensors |= {"coefficients": memory.coefficients}
+        if self.view.layer:
+            tensors |= {"hidden_mean": self.view.mean, "hidden_main": self.view.main}
         with atomic(folder / WEIGHTS) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary)
         card = {"format": FORMAT, "sha256": digest_file(folder / WEIGHTS), "dimension": self.dimension}
+        card |= {"features": self.view.features, "hidden_layer": self.view.layer}
         write_json(folder / CARD, card | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ARRAYS})
 
     @classmethod
@@ -156,7 +163,9 @@ class Gate:
                 tensors.pop("coefficients").astype(np.float32),
                 tensors.pop("pockets").astype(np.int64),
             )
-            gate = cls(**card, **tensors, memory=memory)
+            hidden = (tensors.pop("hidden_mean"), tensors.pop("hidden_main")) if "hidden_mean" in tensors else ()
+            view = View(card.pop("features", "embedding"), card.pop("hidden_layer", 0), *hidden)
+            gate = cls(**card, **tensors, memory=memory, view=view)
             gate._check(dimension)
         except (OSError, SafetensorError, WorkspaceError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise LibraryError(f"{folder / WEIGHTS} or {CARD} is missing or damaged ({error}): {REMEDY}") from error
@@ -170,6 +179,7 @@ class Gate:
         found = (self.weight.shape, self.bias.shape, memory.queries.shape, memory.coefficients.shape)
         if found != ((experts, dimension), (experts,), (remembered, dimension), (remembered, pockets)) or not pockets:
             raise ValueError("shapes do not fit each other")
+        self.view.check(dimension)
         if memory.owners.min() < NOBODY or memory.pockets.min() < 0:
             raise ValueError("remembers queries of an expert that is not there")
         if max(memory.owners.max(), memory.pockets.max()) >= experts:

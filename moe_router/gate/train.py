@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from moe_router.gate.feedback import Feedback
 from moe_router.gate.fit import Fit, Measured, fit_gate
 from moe_router.gate.gate import FORMAT, Gate
 from moe_router.gate.losses import measure
+from moe_router.gate.sight import Sight, fit_sight
 from moe_router.gate.weights import bounds, keep_top, softmax
 from moe_router.progress import Progress, Silent
 from moe_router.workspace import Workspace, digest_json
@@ -48,7 +50,7 @@ def train_gate(
     progress = progress or Silent()
     library = Library.load(workspace.experts)
     slices = Slices.load(workspace)
-    reviewed = Feedback.read(feedback, library.names, slices.embedder) if feedback else None
+    reviewed = Feedback.read(feedback, library.names) if feedback else None
     inputs = digest_json(
         [FORMAT, library.digest, slices.digest, slices.embedder, asdict(config.gate), reviewed and reviewed.digest]
     )
@@ -57,7 +59,7 @@ def train_gate(
         return found
     opened = model or library.open(load_base(library.base))
     try:
-        material = _gather(workspace, library, slices, opened, progress).reviewed(reviewed)
+        material = _gather(workspace, config, library, slices, opened, progress).reviewed(reviewed)
         progress.stage("fit gate", 1)
         fitted = _fit(config, library, slices, material, opened, inputs)
     finally:
@@ -90,17 +92,18 @@ def _existing(workspace: Workspace, library: Library) -> Gate | None:
 class _Material:
     """What the gate is fitted on."""
 
-    queries: np.ndarray  # (training records, dimension)
+    sight: Sight
+    queries: np.ndarray  # (training records, dimension), as the gate sees them
     experts: np.ndarray  # (training records,) each one's own expert
     gate: Measured
     tune: Measured
-    tune_records: list[Record]
+    tune_records: Sequence[Record]
 
     def reviewed(self, feedback: Feedback | None) -> _Material:
         """With the reviewed queries among the training queries, and none of them left out where there are too many."""
         if feedback is None:
             return self
-        more, owners = np.repeat(feedback.embeddings, REVIEWED, axis=0), np.repeat(feedback.owners, REVIEWED)
+        more, owners = (np.repeat(each, REVIEWED, axis=0) for each in (self.sight.encode(feedback.texts), feedback.owners))
         kept = np.random.default_rng(0).permutation(len(self.queries))[: max(0, LEARNED - len(more))]
         return replace(
             self,
@@ -109,20 +112,23 @@ class _Material:
         )
 
 
-def _gather(workspace: Workspace, library: Library, slices: Slices, model: RoutedModel, progress: Progress) -> _Material:
+def _gather(
+    workspace: Workspace, config: Config, library: Library, slices: Slices, model: RoutedModel, progress: Progress
+) -> _Material:
     """Nothing of a removed expert's slice goes in: deleting an expert takes its records out of the gate as well."""
     experts = expert_of_slice(library, slices)
-    train, gate, tune = (Split.of(workspace, slices, split) for split in ("train", "gate", "tune"))
-    in_train, in_gate, in_tune = (np.flatnonzero(experts[split.labels] >= 0) for split in (train, gate, tune))
-    if not len(in_gate) or not len(in_tune):
+    whole = [Split.of(workspace, slices, split) for split in ("train", "gate", "tune")]
+    kept = [np.flatnonzero(experts[split.labels] >= 0) for split in whole]
+    train, gate, tune = (split.only(chosen) for split, chosen in zip(whole, kept, strict=True))
+    if not len(gate.records) or not len(tune.records):
         raise WorkspaceError("the gate or tune split is empty: raise data.gate_share and data.tune_share and prepare again")
-    return _Material(
-        queries=train.embeddings[in_train],
-        experts=experts[train.labels[in_train]],
-        gate=measure(workspace, library, slices, "gate", model, progress).only(in_gate),
-        tune=measure(workspace, library, slices, "tune", model, progress).only(in_tune),
-        tune_records=[tune.records[i] for i in in_tune],
-    )
+    measured = [measure(workspace, library, slices, split, model, progress) for split in ("gate", "tune")]
+    sight = fit_sight(config.gate, train, slices, library, model.base)
+    seen = [
+        replace(each.only(rows), embeddings=sight.of(split))
+        for each, rows, split in zip(measured, kept[1:], (gate, tune), strict=True)
+    ]
+    return _Material(sight, sight.of(train), experts[train.labels], *seen, tune.records)
 
 
 def _fit(config: Config, library: Library, slices: Slices, material: _Material, model: RoutedModel, inputs: str) -> Gate:
@@ -142,6 +148,7 @@ def _fit(config: Config, library: Library, slices: Slices, material: _Material, 
         library_digest=library.digest,
         embedder=slices.embedder,
         embedder_digest=slices.embedder_digest,
+        view=material.sight.view,
         mode=config.gate.mode,
         abstain_to=config.gate.abstain_to,
         abstain_message=config.gate.abstain_message,

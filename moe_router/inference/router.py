@@ -146,11 +146,11 @@ class Router:
         when the KV cache does not fit.
         """
         progress = progress or Silent()
-        progress.stage("gate")
-        library = Library.load(path)
-        selector = Selector.load(library)
         progress.stage("base")
+        library = Library.load(path)
         base = base or load_base(library.base)
+        progress.stage("gate")
+        selector = Selector.load(library, base)
         progress.stage("experts")
         model = library.open(base)
         progress.stage("engine")

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
-from moe_router.data.embed import Embedder, load_embedder, query_text
+from moe_router.data.embed import Embedder, query_text
 from moe_router.data.records import Message
 from moe_router.errors import LibraryError
 from moe_router.experts.library import Library
 from moe_router.gate.explain import Explanation, explain
 from moe_router.gate.gate import Decisions, Gate
+from moe_router.gate.sight import open_sight
 from moe_router.workspace import Workspace
+
+if TYPE_CHECKING:
+    from moe_router.experts.base import Base
 
 Query = str | Sequence[Message]
 
@@ -51,21 +55,19 @@ class Route:
 
 
 class Selector:
-    """Gate plus embedder: routes queries and loads no base."""
+    """Gate plus embedder: routes queries, and loads no base unless the gate sees its hidden states."""
 
     def __init__(self, gate: Gate, embedder: Embedder, has_shared: bool) -> None:
         self.gate, self.embedder, self.has_shared = gate, embedder, has_shared
 
     @classmethod
-    def load(cls, library: Library) -> Selector:
-        """The gate of a library. Raises LibraryError when there is none, or it belongs to another library."""
+    def load(cls, library: Library, base: Base | None = None) -> Selector:
+        """The gate of a library, over its base if that is loaded already.
+
+        Raises LibraryError when there is none, or it belongs to another library.
+        """
         gate = Gate.load(library.path, library)
-        embedder = load_embedder(gate.embedder)
-        if embedder.digest != gate.embedder_digest:
-            raise LibraryError(
-                f"embedder {gate.embedder!r} is not the one the gate was fitted with: run `moe-router train-gate`"
-            )
-        return cls(gate, embedder, library.has_shared)
+        return cls(gate, open_sight(gate, library, base), library.has_shared)
 
     def route(self, queries: Sequence[Query], **choice: Unpack[Choice]) -> list[Route]:
         """One route per query, as `Gate.decide` decides; a query without words is abstained on.
@@ -97,7 +99,7 @@ def as_messages(query: Query) -> tuple[Message, ...]:
 
 
 def route(path: str | Path, queries: Sequence[Query], **choice: Unpack[Choice]) -> list[Route]:
-    """Route queries with the library at `path`; loads gate and embedder only."""
+    """Route queries with the library at `path`; loads gate and embedder only, or the base where the gate sees its states."""
     if not queries:
         raise LibraryError("nothing to route: give at least one text")
     return Selector.load(Library.load(path)).route(queries, **choice)
@@ -111,6 +113,6 @@ def explained_routes(
     routes = selector.route(texts, **choice)
     reasons: list[Explanation | None] = [None] * len(texts)
     if explained:
-        embeddings = selector.embedder.encode([query_text(as_messages(text)) for text in texts])
-        reasons = [*explain(selector.gate, embeddings, workspace, choice.get("allowed"))]
+        asked = [query_text(as_messages(text)) for text in texts]
+        reasons = [*explain(selector.gate, selector.embedder, asked, workspace, choice.get("allowed"))]
     return list(zip(texts, routes, reasons, strict=True))

@@ -154,8 +154,8 @@ def _measure_group(pool: Pool, names: Sequence[str], questions: Questions, found
 def _analyse_gate(pool: Pool, found: Found) -> None:
     """What only the library's own experts can tell."""
     bench, tokens = pool.bench, pool.bench.target_tokens
-    abstained = pool.gate.decide(bench.test.embeddings, "top2").abstained
-    free = replace(pool.gate.decide(bench.test.embeddings, "top2", abstain=False), abstained=abstained)
+    abstained = pool.gate.decide(pool.seen, "top2").abstained
+    free = replace(pool.gate.decide(pool.seen, "top2", abstain=False), abstained=abstained)
     alone, names = pool.alone.nats, pool.library.names
     found.confidence = free.confidence
     found.experts = analysis.expert_rows(names, bench.labels, found.arms["base"].nats, alone, tokens)

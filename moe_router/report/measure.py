@@ -111,7 +111,8 @@ def _choosing_flops(bench: Bench, mix: Mix) -> float:
     """Embedder and gate, spread over the tokens of prompt and answer; nothing for an arm that does not look at the query."""
     if not mix.compared:
         return 0.0
-    query = bench.embedding_flops + costs.gate_flops_per_query(bench.test.embeddings.shape[1], mix.compared)
+    seeing = bench.embedding_flops if mix.seeing_flops is None else mix.seeing_flops
+    query = seeing + costs.gate_flops_per_query(bench.test.embeddings.shape[1], mix.compared)
     return costs.amortised_flops_per_token(query, float(bench.lengths.mean()))
 
 

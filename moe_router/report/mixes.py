@@ -30,6 +30,8 @@ class Mix:
     """Vectors that a query's embedding is multiplied with in order to choose; 0 for an arm that embeds nothing."""
     measured_tokens: int = 0
     """Tokens read through base and experts to settle how to choose."""
+    seeing_flops: float | None = None
+    """Of what the gate sees of a query, where that is not the sentence embedding alone."""
 
 
 Mixer = Callable[["Pool"], Mix]
@@ -54,7 +56,7 @@ def routed(mode: str) -> Mixer:
     """The trained gate in one of its modes, never abstaining."""
 
     def mix(pool: Pool) -> Mix:
-        return _gated(pool, pool.gate.decide(pool.bench.test.embeddings, mode, abstain=False).weights)
+        return _gated(pool, pool.gate.decide(pool.seen, mode, abstain=False).weights)
 
     return mix
 
@@ -138,4 +140,5 @@ def _gated(pool: Pool, weights: np.ndarray, remembered: int | None = None) -> Mi
     remembered = len(pool.gate.memory.queries) if remembered is None else remembered
     searched = len(baselines.MIXING_TEMPERATURES) * bench.tokens("tune")
     measured = pool.experts * (bench.tokens("gate") + bench.tokens("tune")) + searched
-    return Mix(weights, np.ones(pool.count), pool.experts + remembered, measured)
+    seeing = pool.seeing_flops if pool.library is bench.library else None
+    return Mix(weights, np.ones(pool.count), pool.experts + remembered, measured, seeing)

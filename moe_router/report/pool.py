@@ -17,7 +17,9 @@ from moe_router.experts.train import Plan, Split, train_library
 from moe_router.gate.fit import Measured
 from moe_router.gate.gate import Gate
 from moe_router.gate.losses import measure
+from moe_router.gate.sight import open_sight
 from moe_router.progress import Progress
+from moe_router.report import costs
 from moe_router.report.bench import Bench
 from moe_router.report.merge import merge_library
 from moe_router.report.registry import Kind, Training, active_rank, shared_rank
@@ -50,6 +52,21 @@ class Pool:
     def alone(self) -> Scores:
         """Every expert alone (with the shared one) on the test records: nats (records, experts)."""
         return self._alone(self.bench.test)
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """The test queries as the workspace's gate sees them: (records, dimension)."""
+        return open_sight(self.gate, self.bench.library, self.bench.base).of(self.bench.test)
+
+    @property
+    def seeing_flops(self) -> float | None:
+        """What it takes to see a query where the gate reads the base's states; None where it sees the embedding alone."""
+        view, shape, bench = self.gate.view, self.bench.shape, self.bench
+        if not view.layer:
+            return None
+        each = costs.base_flops_per_token(shape, bench.context, 0) * view.layer / shape.layers
+        states = each * float((bench.lengths - bench.target_tokens).mean())
+        return states if view.features == "hidden" else states + bench.embedding_flops
 
     def measured(self, split: str) -> Measured:
         """Every expert's loss on the gate or tune split; the library's are kept beside it from fitting the gate."""
