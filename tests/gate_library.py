@@ -16,7 +16,7 @@ TOPICS = ("bread oven flour baking", "invoice tax payment ledger", "anchor sail 
 SPLITS = ("train",) * 6 + ("gate", "gate", "tune", "test")
 
 
-def tiny_library(root: Path) -> tuple[Workspace, Config]:
+def tiny_library(root: Path, mode: str = "shared") -> tuple[Workspace, Config]:
     """Ninety records of three topics, sliced and trained in a few seconds; the gate is left to the test."""
     records = []
     for i in range(90):
@@ -29,7 +29,7 @@ def tiny_library(root: Path) -> tuple[Workspace, Config]:
         {
             "base": {"model": str(tiny_llama(root / "base")), "quantization": "none", "dtype": "float32"},
             "slice": {"k": 3, "min_records": 5},
-            "experts": {"rank": 2, "shared_rank": 2, "epochs": 1.0, "search_rates": False},
+            "experts": {"mode": mode, "rank": 2, "shared_rank": 2, "epochs": 1.0, "search_rates": False},
         }
     )
     slice_records(workspace, config)

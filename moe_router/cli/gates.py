@@ -18,8 +18,9 @@ def gates() -> None:
 def _compare(session: Session) -> None:
     """Compare the gate with published gates on the same experts.
 
-    Centroid softmax, nearest records, slice classifier, Arrow, best fixed expert, controls, and the oracle: perplexity on
-    the test split, share of the oracle, regret and time to choose. The temperature of each is searched on the tune split.
+    Centroid softmax, nearest records, slice classifier, a gate trained end to end, Arrow, best fixed expert, controls, and the
+    oracle: perplexity on the test split, share of the oracle, regret and time to choose. The temperature of each is searched on
+    the tune split.
     """
     from moe_router.gate.compare import compare_gates
 

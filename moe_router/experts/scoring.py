@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from moe_router.data.records import Record
-from moe_router.experts.adapters import RoutedModel
+from moe_router.experts.adapters import Mixing, RoutedModel
 from moe_router.experts.encode import IGNORE, Batch, Example, collate, encode
 from moe_router.experts.nats import token_nats
 
@@ -73,19 +73,27 @@ def expert_scores(
     return Scores(np.stack([c.nats for c in columns], 1), columns[0].tokens)
 
 
-@torch.no_grad()
 def score_examples(
     model: RoutedModel, examples: Sequence[Example], weights: np.ndarray, shared: np.ndarray | None = None
 ) -> Scores:
-    """`score` on encoded records. Batches hold records of similar length, so little is padding."""
+    """`score` on encoded records."""
     weights = np.asarray(weights, dtype=np.float32)
     always = np.ones(len(examples), dtype=np.float32) if shared is None else np.asarray(shared, dtype=np.float32)
+    return score_routed(model, examples, lambda chosen: model.route(weights[chosen], always[chosen]))
+
+
+@torch.no_grad()
+def score_routed(model: RoutedModel, examples: Sequence[Example], route: Callable[[Sequence[int]], Mixing | None]) -> Scores:
+    """Loss of each record under what `route` gives for the records of a batch, by index.
+
+    Batches hold records of similar length, so little is padding.
+    """
     nats = np.zeros(len(examples))
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
     for chosen in _batches(order, examples):
         batch = collate([[examples[i]] for i in chosen], model.base.eos, model.base.device)
         mask = batch.labels != IGNORE
-        with model.routed(model.route(weights[chosen], always[chosen])):
+        with model.routed(route(chosen)):
             losses = token_nats(target_logits(model.base.model, batch), batch.labels[mask])
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=losses.device)
         sums.index_add_(0, batch.owner[mask], losses.double())

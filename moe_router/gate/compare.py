@@ -11,13 +11,16 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_router.data.slices import Slices
-from moe_router.experts.adapters import RoutedModel
+from moe_router.experts.adapters import Mixing, RoutedModel
 from moe_router.experts.base import load_base
+from moe_router.experts.encode import Example, encode
 from moe_router.experts.library import Library
-from moe_router.experts.scoring import score
+from moe_router.experts.scoring import score_examples, score_routed
 from moe_router.experts.train import Split
 from moe_router.gate import baselines
-from moe_router.gate.baselines.arrow import affinities
+from moe_router.gate.baselines.arrow import TEMPERATURES as ARROW_TEMPERATURES
+from moe_router.gate.baselines.arrow import arrow
+from moe_router.gate.baselines.end_to_end import end_to_end
 from moe_router.gate.comparison import LEARNED, Comparison, Interval, Row
 from moe_router.gate.fit import Measured
 from moe_router.gate.gate import Gate
@@ -42,22 +45,22 @@ class Queries:
 
     split: Split
     measured: Measured
+    examples: Sequence[Example]
     seen: np.ndarray  # (records, dimension), as the learned gate sees them
-    affinities: np.ndarray  # (records, experts), Arrow's
 
     def only(self, chosen: np.ndarray) -> Queries:
         """The records picked by index (records,)."""
-        parts = self.split.only(chosen), self.measured.only(chosen)
-        return Queries(*parts, self.seen[chosen], self.affinities[chosen])
+        parts = self.split.only(chosen), self.measured.only(chosen), [self.examples[i] for i in chosen]
+        return Queries(*parts, self.seen[chosen])
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A gate: queries and a temperature in, weights (queries, experts) out."""
+    """A gate: queries and a temperature in, weights (queries, experts) out, or a route that chooses by token."""
 
     name: str
     source: str
-    weigh: Callable[[Queries, float], np.ndarray]
+    weigh: Callable[[Queries, float], np.ndarray | Mixing]
     temperatures: tuple[float, ...] = (1.0,)
     timed: bool = True
 
@@ -105,7 +108,7 @@ class Bench:
         model: RoutedModel,
         progress: Progress,
     ) -> None:
-        self.library, self.gate, self.model = library, gate, model
+        self.library, self.gate, self.model, self.progress = library, gate, model, progress
         self.sight = open_sight(gate, library, model.base)
         place = expert_of_slice(library, slices)
         self.centroids = np.stack([slices.centroids[place == i][0] for i in range(len(library.names))])
@@ -121,17 +124,27 @@ class Bench:
         kept = np.flatnonzero(place[whole.labels] >= 0)
         chosen = whole.only(kept)
         measured = measure(workspace, self.library, slices, split, self.model, progress).only(kept)
-        arrow = affinities(self.model, self.library.names, chosen.records, self.library.template)
-        return Queries(replace(chosen, labels=place[chosen.labels]), measured, self.sight.of(chosen), arrow)
+        examples = encode(chosen.records, self.model.base, self.library.template, self.library.max_tokens)
+        return Queries(replace(chosen, labels=place[chosen.labels]), measured, examples, self.sight.of(chosen))
 
     @cached_property
     def classifier(self) -> tuple[np.ndarray, np.ndarray]:
         return baselines.slice_classifier(*self.trained, len(self.library.names), 10.0)
 
+    @cached_property
+    def trained_through(self) -> tuple[np.ndarray, np.ndarray]:
+        """The gate that is trained through the mixture, stopped by the tune split."""
+        self.progress.stage("train a gate through the mixture")
+        known = self.known
+
+        def judge(gate: tuple[np.ndarray, np.ndarray]) -> float:
+            return float(self.nats(self.tune, _linear(gate, self.tune, 1.0)).sum())
+
+        return end_to_end(self.model, known.examples, known.split.embeddings, self.classifier, judge)
+
     def contenders(self) -> list[Contender]:
         """All gates there are; those with weights of their own keep the two largest, as the learned one does."""
         experts, x, owners = len(self.library.names), *self.trained
-        weight, bias = self.classifier
 
         def own_slice(queries: Queries) -> np.ndarray:
             return (queries.split.embeddings @ self.centroids.T).argmax(1)
@@ -143,9 +156,6 @@ class Bench:
             shares = baselines.nearest_neighbours(q.split.embeddings, x, owners, experts)
             return keep_top(softmax(np.log(shares + 1e-3) / temperature), 2)
 
-        def labels(q: Queries, temperature: float) -> np.ndarray:
-            return keep_top(softmax((q.split.embeddings @ weight.T + bias) / temperature), 2)
-
         measured, nearest = self.known.measured, own_slice(self.known)
         return [
             *(Contender(shown, "this gate", learned(mode)) for mode, shown in LEARNED_MODES.items()),
@@ -156,9 +166,14 @@ class Bench:
                 baselines.CENTROID_TEMPERATURES,
             ),
             Contender("nearest records", "airoboros LMoE", neighbours, TEMPERATURES),
-            Contender("slice classifier", "logistic regression", labels, TEMPERATURES),
+            Contender("slice classifier", "logistic regression", lambda q, t: _linear(self.classifier, q, t), TEMPERATURES),
+            Contender("end to end", "Hydra-β, MoLE", lambda q, t: _linear(self.trained_through, q, t), TEMPERATURES),
             Contender(
-                "Arrow", "Ostapenko et al. 2024", lambda q, t: keep_top(softmax(q.affinities / t), 2), TEMPERATURES, False
+                "Arrow, per token",
+                "Ostapenko et al. 2024",
+                lambda _, t: arrow(self.model, self.library.names, t),
+                ARROW_TEMPERATURES,
+                timed=False,
             ),
             Contender(OWN, "c-BTM, top-1", lambda q, _: baselines.one_expert(own_slice(q), experts)),
             Contender(
@@ -184,17 +199,15 @@ class Bench:
         nats = self.nats(self.test, contender.weigh(self.test, best))
         return Found(nats, best if searched else None, self._milliseconds(contender, best) if contender.timed else None)
 
-    def nats(self, queries: Queries, weights: np.ndarray) -> np.ndarray:
+    def nats(self, queries: Queries, weights: np.ndarray | Mixing) -> np.ndarray:
         """Loss of each record under its mixture: (records,). Of one expert alone it is known already."""
+        if not isinstance(weights, np.ndarray):
+            return score_routed(self.model, queries.examples, lambda _: weights).nats
         alone = weights.max(1) == 1
         found = (weights * queries.measured.nats).sum(1)
         mixed = np.flatnonzero(~alone)
         if len(mixed):
-            records = [queries.split.records[i] for i in mixed]
-            made = score(
-                self.model, records, weights[mixed], template=self.library.template, max_tokens=self.library.max_tokens
-            )
-            found[mixed] = made.nats
+            found[mixed] = score_examples(self.model, [queries.examples[i] for i in mixed], weights[mixed]).nats
         return found
 
     def _milliseconds(self, contender: Contender, temperature: float) -> float:
@@ -235,6 +248,12 @@ class Bench:
             recovered=float((own - learned).sum() / max((own - oracle).sum(), 1e-9)),
             recovered_interval=_middle(counts @ (own - learned) / room),
         )
+
+
+def _linear(gate: tuple[np.ndarray, np.ndarray], queries: Queries, temperature: float) -> np.ndarray:
+    """The two largest weights of a softmax over a linear map of the embedding: (queries, experts)."""
+    weight, bias = gate
+    return keep_top(softmax((queries.split.embeddings @ weight.T + bias) / temperature), 2)
 
 
 def _middle(values: np.ndarray) -> Interval:
