@@ -9,7 +9,7 @@ from models import tiny_base
 from test_trainer import JOBS, SCHEDULE, distance, flat
 
 from moe_router import kernels
-from moe_router.experts.trainer import Trainer
+from moe_router.experts.trainer import Checkpointing, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 FORMS = ["gathered", "wide", "together"]
@@ -87,3 +87,20 @@ def test_a_broken_expert_stops_and_the_others_go_on(tmp_path, form):
     alone, _ = trained(base, JOBS[:2], form, epochs=6)
     for name in ("a", "b"):
         assert distance(together[name], alone[name]) < 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_an_interrupted_run_resumes(tmp_path, optimizer):
+    base = tiny_base(tmp_path)
+    whole, _ = trained(base, JOBS, "together", optimizer=optimizer)
+    checkpoint = Checkpointing(tmp_path / "run.safetensors", 0.0, "digest")
+    first = make(base, JOBS, "together", optimizer=optimizer)
+    with first.model:
+        for _ in range(first.steps // 2):
+            first.train_step()
+        checkpoint.save(first)
+    second = make(base, JOBS, "together", optimizer=optimizer)
+    with second.model as model:
+        second.run(checkpoint)
+        for name, values in whole.items():
+            assert distance(flat(model.factors(name)), values) < 1e-3

@@ -50,8 +50,7 @@ def restore_state(optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Ten
         if not saved:
             continue
         if isinstance(optimiser, torch.optim.AdamW):
-            on = {key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()}
-            optimiser.state[parameter] = on
+            optimiser.state[parameter] = {key: value.to(parameter.device) for key, value in saved.items()}
             continue
         bnb.prepare_state(optimiser, parameter, index)
         state = optimiser.state[parameter]
