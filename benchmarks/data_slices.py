@@ -1,6 +1,6 @@
 """How well slices find known groups, against plain k-means on the same embeddings; and what each number of slices gains.
 
-    python benchmarks/data_slices.py dynamics_erp.jsonl --by group [--records 4000] [--k 5,8] [--seeds 3]
+    python benchmarks/data_slices.py dynamics_erp.jsonl --by group [--records 4000] [--k 5,8,16] [--seeds 10]
     python benchmarks/data_slices.py a.jsonl b.jsonl --curve [--records 4000]
 
 V-measure (Rosenberg & Hirschberg 2007) of the training records' slices against a field of the records. Plain k-means is
@@ -47,7 +47,7 @@ def embedded(sources: list[Path], config: Config, folder: Path) -> tuple[list[Re
 
 
 def compare(records: list[Record], queries: np.ndarray, answers: np.ndarray, config: Config, by: str, seeds: int) -> None:
-    """Print V-measures at one k, the mean over seeds."""
+    """Print V-measures at one k, the mean over seeds and their standard deviation."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import v_measure_score
 
@@ -61,10 +61,10 @@ def compare(records: list[Record], queries: np.ndarray, answers: np.ndarray, con
         plain = [KMeans(settings.k, n_init=STARTS, random_state=seed).fit(one).labels_ for one in (queries[train], both)]
         share = np.bincount(slices).max() * settings.k / len(slices)
         rows.append([v_measure_score(truth, labels) for labels in (slices, *plain)] + [share])
-    ours, prompts, pairs, ratio = np.mean(rows, 0)
+    ours, prompts, pairs, ratio = (f"{m:.3f} ± {s:.3f}" for m, s in zip(np.mean(rows, 0), np.std(rows, 0), strict=True))
     print(
-        f"k = {config.slice.k}: slices {ours:.3f}, plain k-means on prompts {prompts:.3f}, on prompts and answers {pairs:.3f}; "
-        f"largest slice {ratio:.2f} times the mean; {len(truth):,} records, {len(set(truth))} groups, {seeds} seeds",
+        f"k = {config.slice.k}: slices {ours}, plain k-means on prompts {prompts}, on prompts and answers {pairs}; "
+        f"largest slice {ratio} times the mean; {len(truth):,} records, {len(set(truth))} groups, {seeds} seeds",
         flush=True,
     )
 
@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path)
     parser.add_argument("--by", default="", help="field with the known groups")
-    parser.add_argument("--k", default="5,8")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--k", default="5,8,16")
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--records", type=int, default=4000, help="sampled from the sources (0: all)")
     parser.add_argument("--curve", action="store_true", help="what each number of slices gains")
     parser.add_argument("--probe-records", type=int, default=600)

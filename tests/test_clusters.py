@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_router.config import SliceConfig
-from moe_router.data.clusters import assign_with_capacity, balanced_kmeans, centroids, subjects, unit
+from moe_router.data import clusters
+from moe_router.data.clusters import assign_with_capacity, averaged, balanced_kmeans, centroids, subjects, unit
 
 
 def groups(sizes, seed=0, spread=0.05, dimension=16):
@@ -68,6 +69,21 @@ def test_what_all_texts_share_is_taken_out():
     assert not same_partition(balanced_kmeans(prompts, SliceConfig(k=7)), truth)
     found = subjects(prompts, points, 7)
     assert same_partition(balanced_kmeans(found, SliceConfig(k=7)), truth)
+
+
+def test_neighbours_agree_where_single_points_are_noisy():
+    points, truth = groups([60] * 4, spread=0.35)
+    near = averaged(points, 10)
+    noise, left = ((1 - (some * centroids(some, truth, 4)[truth]).sum(1)).mean() for some in (points, near))
+    assert left < 0.6 * noise
+    assert np.allclose(np.linalg.norm(near, axis=1), 1, atol=1e-5)
+    assert averaged(points, 1) is points
+
+
+def test_more_points_than_k_means_sees_are_clustered_alike(monkeypatch):
+    points, truth = groups([90, 100, 110])
+    monkeypatch.setattr(clusters, "FITTED", 60)
+    assert same_partition(balanced_kmeans(points, SliceConfig(k=3)), truth)
 
 
 def test_few_clusters_keep_every_direction():

@@ -9,9 +9,15 @@ from moe_router.config import SliceConfig
 ROUNDS = 20
 STARTS = 4
 """Starts of k-means, of which the best is balanced."""
-FITTED = 100_000
+FITTED = 20_000
 """Points that k-means itself sees; the rest join the nearest of its clusters before all are balanced."""
+NEIGHBOURS = 10
+"""Points that k-means sees the mean of in place of each, itself included."""
+_PART = 4
+"""A neighbourhood is at most one of so many parts of a cluster of mean size."""
 SHARED_DIRECTIONS = 2
+_SEARCHED = 256
+"""Points whose neighbours are looked for at once."""
 _ROWS = 1 << 16
 """Rows that are worked on at once where a copy of all would double the memory."""
 
@@ -44,17 +50,17 @@ def subjects(prompts: np.ndarray, responses: np.ndarray, k: int, shared: int | N
 def balanced_kmeans(points: np.ndarray, settings: SliceConfig) -> np.ndarray:
     """Spherical k-means in which no cluster holds more than `max_ratio` times the mean, by `settings.seed`.
 
-    Starts from scikit-learn's KMeans, then takes turns between an assignment under that capacity and new centroids.
+    Starts from scikit-learn's KMeans on the points' neighbourhoods (`averaged`), then takes turns between an assignment of
+    the points under that capacity and new centroids.
     *Shape:* points (n, dimension) → labels (n,) int64.
     """
     from sklearn.cluster import KMeans
 
-    found = KMeans(settings.k, n_init=STARTS, random_state=settings.seed)
-    if len(points) <= FITTED:
-        labels = found.fit(points).labels_
-    else:
-        draw = np.random.default_rng(settings.seed).choice(len(points), FITTED, replace=False)
-        labels = found.fit(points[np.sort(draw)]).predict(points)
+    drawn = points
+    if len(points) > FITTED:
+        drawn = points[np.sort(np.random.default_rng(settings.seed).choice(len(points), FITTED, replace=False))]
+    seen = averaged(drawn, min(NEIGHBOURS, len(drawn) // (_PART * settings.k)))
+    labels = KMeans(settings.k, n_init=STARTS, random_state=settings.seed).fit(seen).predict(points)
     capacity = int(np.ceil(settings.max_ratio * len(points) / settings.k))
     for _ in range(ROUNDS):
         moved = assign_with_capacity(points @ centroids(points, labels, settings.k).T, capacity)
@@ -62,6 +68,22 @@ def balanced_kmeans(points: np.ndarray, settings: SliceConfig) -> np.ndarray:
             break
         labels = moved
     return labels.astype(np.int64)
+
+
+def averaged(points: np.ndarray, count: int) -> np.ndarray:
+    """Each point as the mean direction of the `count` nearest ones, itself among them.
+
+    What a text happens to say is lost, and what its neighbours say too stays: one step of blurring mean shift (Fukunaga &
+    Hostetler 1975). *Shape:* points (n, dimension), unit length → same.
+    """
+    if count < 2:
+        return points
+    made = np.empty_like(points)
+    for start in range(0, len(points), _SEARCHED):
+        near = points[start : start + _SEARCHED] @ points.T  # (some, n)
+        nearest = np.argpartition(-near, count - 1, axis=1)[:, :count]
+        made[start : start + _SEARCHED] = points[nearest].sum(1)
+    return _to_unit(made)
 
 
 def assign_with_capacity(similarity: np.ndarray, capacity: int) -> np.ndarray:
