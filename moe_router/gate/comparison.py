@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 LEARNED = "learned, top-2"
 """The row that every other is compared with."""
+OWN, ORACLE = "own slice", "oracle"
+"""Between these two lies what a gate can win."""
 
 
 class Interval(NamedTuple):
