@@ -37,7 +37,7 @@ from moe_router.progress import Progress, Silent
 __all__ = ["Checkpointing", "Job", "Outcome", "Schedule", "Trainer", "plan_rows"]
 
 FORMS = {"cuda": "gathered"}
-"""How adapters are computed, by the type of the device: `gathered`, `wide` or `together`; gathered on others."""
+"""How adapters are computed, by the type of the device: `gathered`, `wide`, `together` or `picked`; gathered on others."""
 FUSED: tuple[str, ...] = ()
 """Types of devices on which a decoder layer's norms, gated MLP and rotary embedding are fused."""
 EVA_ROWS = 256
@@ -247,8 +247,9 @@ class Trainer:
 
     def _route(self, owners: np.ndarray, seeds: Sequence[int], form: str) -> Mixing | None:
         weights = np.eye(len(self.jobs), dtype=np.float32)[owners]
-        if form == "together" and not self.schedule.dropout:
-            return Together(self.model, self.model.gates(weights), keep=self.schedule.recompute)
+        if form in ("together", "picked") and not self.schedule.dropout:
+            picking = kernels.of(self.base.device) if form == "picked" else None
+            return Together(self.model, self.model.gates(weights), keep=self.schedule.recompute, picking=picking)
         route = self.model.route(weights, form="wide" if form == "wide" else "gathered")
         if not self.schedule.dropout or route is None:
             return route
