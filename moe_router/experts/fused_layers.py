@@ -21,10 +21,10 @@ FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 @contextlib.contextmanager
 def fusing(model: nn.Module, ops: ModuleType | None) -> Iterator[None]:
     """Passes inside use `ops` (plain_training's functions) in the layers that it fits; None leaves the layers as they are."""
-    makers = [(module, make) for module in model.modules() if ops is not None and (make := _maker(module))]
-    before = {module: vars(module).get("forward") for module, _ in makers}
-    for module, make in makers:
-        module.forward = make(module, ops, module.forward)  # type: ignore[method-assign]
+    fit = {module: kind for module in model.modules() if ops is not None and (kind := kind_of(module))}
+    before = {module: vars(module).get("forward") for module in fit}
+    for module, kind in fit.items():
+        module.forward = _MAKERS[kind](module, ops, module.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -35,18 +35,19 @@ def fusing(model: nn.Module, ops: ModuleType | None) -> Iterator[None]:
                 module.forward = forward  # type: ignore[method-assign]
 
 
-def _maker(module: nn.Module) -> Callable[..., Callable] | None:
+def kind_of(module: nn.Module) -> str:
+    """`norm`, `mlp` or `attention` for a module that the kernels can replace, else nothing."""
     name = type(module).__name__
     family = next((family for family in FAMILIES if name.startswith(family)), "")
     kind = name.removeprefix(family) if family else ""
     if kind == "RMSNorm":
-        return _norm
+        return "norm"
     if kind == "MLP" and module.config.hidden_act in ("silu", "swish"):
-        return _mlp
+        return "mlp"
     size = getattr(module, "head_dim", 0)
     if kind == "Attention" and module.config._attn_implementation == "sdpa" and size and size & (size - 1) == 0:
-        return _attention
-    return None
+        return "attention"
+    return ""
 
 
 def _norm(module: nn.Module, ops: ModuleType, plain: Callable) -> Callable:
@@ -79,3 +80,6 @@ def _attention(module: nn.Module, ops: ModuleType, plain: Callable) -> Callable:
         return module.o_proj(mixed.flatten(2)), None
 
     return forward
+
+
+_MAKERS: dict[str, Callable[..., Callable]] = {"norm": _norm, "mlp": _mlp, "attention": _attention}

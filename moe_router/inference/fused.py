@@ -13,11 +13,9 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from moe_router.experts.adapters import GatedLinear
+from moe_router.experts.fused_layers import kind_of
 from moe_router.inference.cache import SlotCache
 from moe_router.inference.mixing import Groups, Mix
-
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-"""Architectures whose layers compute exactly what the kernels do, by the names of their classes."""
 
 
 def fuse(model: nn.Module, groups: Groups) -> int:
@@ -28,9 +26,9 @@ def fuse(model: nn.Module, groups: Groups) -> int:
     unfuse(model)
     fused = 0
     for module in model.modules():
-        make = _fused(module)
-        if make is not None and "forward" not in vars(module):
-            module.forward = make(module, groups, module.forward)  # type: ignore[method-assign]
+        kind = kind_of(module)
+        if kind and "forward" not in vars(module):
+            module.forward = _MAKERS[kind](module, groups, module.forward)  # type: ignore[method-assign]
             fused += 1
     return fused
 
@@ -38,22 +36,8 @@ def fuse(model: nn.Module, groups: Groups) -> int:
 def unfuse(model: nn.Module) -> None:
     """Undo `fuse`."""
     for module in model.modules():
-        if _fused(module) is not None:
+        if kind_of(module):
             vars(module).pop("forward", None)
-
-
-def _fused(module: nn.Module) -> Callable[..., Callable] | None:
-    name = type(module).__name__
-    family = next((family for family in FAMILIES if name.startswith(family)), "")
-    kind = name.removeprefix(family) if family else ""
-    if kind == "RMSNorm":
-        return _norm
-    if kind == "MLP" and module.config.hidden_act in ("silu", "swish"):
-        return _mlp
-    size = getattr(module, "head_dim", 0)
-    if kind == "Attention" and module.config._attn_implementation == "sdpa" and size and size & (size - 1) == 0:
-        return _attention
-    return None
 
 
 def _norm(module: nn.Module, groups: Groups, plain: Callable) -> Callable:
@@ -105,3 +89,6 @@ def _outputs(layers: Sequence[nn.Module], x: torch.Tensor) -> Sequence[torch.Ten
     """Of layers that read the same input, in as few launches as their route allows."""
     route = layers[0].route if isinstance(layers[0], GatedLinear) else None
     return route.outputs(layers, x) if isinstance(route, Mix) else [layer(x) for layer in layers]
+
+
+_MAKERS: dict[str, Callable[..., Callable]] = {"norm": _norm, "mlp": _mlp, "attention": _attention}
