@@ -160,9 +160,9 @@ class Theirs:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
         self.base, self.cast, self.restored = base, cast, {}
+        base.model.is_loaded_in_4bit = not base.resident  # as from_pretrained leaves it: PEFT then takes its 4-bit layers
         if guide:
             self.restored = {name: p.dtype for name, p in base.model.named_parameters() if p.is_floating_point()}
-            base.model.is_loaded_in_4bit = True
             prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
         targets = sorted({path.rpartition(".")[2] for path in base.linears()})
         settings = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0)
