@@ -13,7 +13,7 @@ FEWEST_LETTERS = 20
 """Shorter texts do not tell."""
 SURE = 0.6
 """The least probability from which a language is named."""
-_ENOUGH = 500
+_ENOUGH = 250
 """Characters that decide; the rest of a long text adds time, not certainty."""
 
 

@@ -67,6 +67,8 @@ _SHAPES = (
     _shape("personal_id", r"(?<![\w.,-])\d{11}(?![\w-])", "de.idnr", r"\b(?:steuer|idnr|tax)"),
     _shape("personal_id", r"(?<![\w.,-])[12] ?\d{2} ?\d{2} ?\d{2} ?\d{3} ?\d{3} ?\d{2}(?![\w-])", "fr.nir"),
 )
+_FEWEST_DIGITS = 6
+"""No number of _SHAPES and no telephone number has fewer."""
 _MAYBE_NUMBER = re.compile(r"\d(?:[ ./-]{0,2}\d){5}|[A-Z]{6}\d\d")
 _EMAIL = re.compile(r"[^\W_](?:[\w.%+'-]*\w)?@(?:[^\W_](?:[\w-]*[^\W_])?\.)+[^\W\d_]{2,}")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}(?: ?[A-Z0-9]{1,3})?(?!\w)")
@@ -88,6 +90,8 @@ _PASSWORD = re.compile(
     r"(?:\s*(?P<sign>[:=])\s*|\s+(?:is|was|é|era)\s*:?\s+)[\"'`]?(?P<value>[^\s\"'`,;]{4,}[^\s\"'`,;.!?)])",
     re.IGNORECASE,
 )
+_SECRET_WORDS = ("pass", "pwd", "senha", "contraseña", "secret", "key", "token")
+"""Texts of which one stands in whatever _PASSWORD finds."""
 _CLOSED = re.compile(r"[\"'`]?\s*(?:[\n,;.!?)]|$)")
 """After a password that is one word: no further word, as in `password: which one?`."""
 _DETECTORS = {
@@ -122,8 +126,11 @@ def find(text: str, regions: tuple[str, ...] = ()) -> tuple[Found, ...]:
     phone number only after a word such as *call* or *telefone*: order numbers look the same.
     """
     found = [*_secrets(text), *_emails(text)]
-    if any(map(str.isdigit, text)):
-        found += [*_ibans(text), *_numbers(text), *_phones(text, regions), *_addresses(text)]
+    digits = sum(map(str.isdigit, text))
+    if digits:
+        found += [*_ibans(text), *_addresses(text)]
+    if digits >= _FEWEST_DIGITS:
+        found += [*_numbers(text), *_phones(text, regions)]
     return tuple(_without_overlaps(found))
 
 
@@ -175,7 +182,8 @@ def _emails(text: str) -> Iterator[Found]:
 
 
 def _secrets(text: str) -> Iterator[Found]:
-    for match in _PASSWORD.finditer(text):
+    folded = text.casefold()
+    for match in _PASSWORD.finditer(text) if any(word in folded for word in _SECRET_WORDS) else ():
         if not match["value"].isalpha() or (match["sign"] and _CLOSED.match(text, match.end())):
             yield Found(*match.span("value"), "secret")
     if _MAYBE_SECRET.search(text):

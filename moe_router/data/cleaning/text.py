@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SCRIPTS_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 """Thai, Lao, Burmese, Khmer, kana and Han: there each character counts as a word."""
 _WORD = re.compile(rf"[{_SCRIPTS_WITHOUT_SPACES}]|[^\W{_SCRIPTS_WITHOUT_SPACES}]+")
+_ASCII_WORD = re.compile(r"[a-z0-9_]+")
 
 
 def tidy(text: str) -> str:
@@ -30,13 +33,16 @@ def repair(text: str) -> str:
     return ftfy.fix_encoding(text)
 
 
-def words(text: str) -> list[str]:
+@functools.lru_cache(maxsize=16)  # several rules look at one answer
+def words(text: str) -> tuple[str, ...]:
     """The words of a text for comparing: compatible forms, case and punctuation aside."""
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _WORD.findall(folded)
+    if text.isascii():
+        return tuple(_ASCII_WORD.findall(text.lower()))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return tuple(_WORD.findall(folded))
 
 
-def shingles(tokens: list[str], width: int = 3) -> set[str]:
+def shingles(tokens: Sequence[str], width: int = 3) -> set[str]:
     """The distinct runs of `width` words; a text with fewer words is one shingle, one without any has none."""
     if len(tokens) < width:
         return {" ".join(tokens)} if tokens else set()
