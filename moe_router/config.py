@@ -246,7 +246,7 @@ class GateConfig:
     """Most experts of a query, which bounds its FLOPs, whatever the mode (0: as many as the mode keeps)."""
     features: str = "embedding"
     """What the gate sees of a query: its sentence `embedding`, the base's `hidden` state after its first layers, or `both`."""
-    hidden_layer: int = 2
+    hidden_layer: int = 1
     """Layers of the base that are run for the hidden state (without effect where features is `embedding`)."""
     abstain_coverage: float = 0.995
     """Share of in-domain queries that the gate should accept; the abstain threshold follows from it."""
