@@ -21,6 +21,7 @@ from moe_router.errors import LibraryError
 from moe_router.experts.adapters import SHARED, Dropout, Mixing, RankLayout, RoutedModel, SlotRoute
 from moe_router.experts.base import Base
 from moe_router.experts.checkpoint import Checkpointing
+from moe_router.experts.cpu_attention import attention_for
 from moe_router.experts.curves import Log
 from moe_router.experts.encode import IGNORE, Example, collate, stream
 from moe_router.experts.fused_layers import fusing
@@ -236,7 +237,8 @@ class Trainer:
         owner = torch.as_tensor(owners, device=mask.device)[:, None].expand(-1, mask.shape[1])[mask]  # (targets,)
         present = sorted(set(owners.tolist()))
         model = self.base.model
-        with self.model.routed(route), fusing(model, self.ops), recomputing(model, self.schedule.recompute):
+        attending = attention_for(self.base.device, self.base.dtype)
+        with self.model.routed(route), fusing(model, self.ops), recomputing(model, self.schedule.recompute), attending:
             each = token_nats(target_logits(model, batch), batch.labels[mask])  # (targets,)
             sums = torch.stack([torch.where(owner == index, each, 0).sum() for index in present])
             nats = sums.tolist()
