@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +18,13 @@ from moe_router.errors import BaseModelError
 
 
 @contextlib.contextmanager
-def recomputing(model: nn.Module, active: bool = True) -> Iterator[None]:
+def recomputing(
+    model: nn.Module, active: bool = True, around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+) -> Iterator[None]:
     """Forward passes inside keep only the inputs of `model`'s decoder layers; backward must happen inside as well.
 
-    Raises BaseModelError where transformers has not marked the layers of this architecture.
+    `around` is what else the forward passes happen in: torch's function modes are off during backward, and have to be
+    entered again for the second pass. Raises BaseModelError where transformers has not marked the layers of this architecture.
     """
     layers = decoder_layers(model) if active else []
     if active and not layers:
@@ -29,7 +33,13 @@ def recomputing(model: nn.Module, active: bool = True) -> Iterator[None]:
         )
     for layer in layers:
         # what is random in a layer is drawn from its own seed (Dropout), so no generator has to be rewound
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = functools.partial(
+            checkpoint,
+            layer.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (contextlib.nullcontext(), around()),
+        )
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ row and learns from all of them.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -237,8 +238,9 @@ class Trainer:
         owner = torch.as_tensor(owners, device=mask.device)[:, None].expand(-1, mask.shape[1])[mask]  # (targets,)
         present = sorted(set(owners.tolist()))
         model = self.base.model
-        attending = attention_for(self.base.device, self.base.dtype)
-        with self.model.routed(route), fusing(model, self.ops), recomputing(model, self.schedule.recompute), attending:
+        attending = functools.partial(attention_for, self.base.device, self.base.dtype)
+        again = recomputing(model, self.schedule.recompute, attending)
+        with self.model.routed(route), fusing(model, self.ops), again, attending():
             each = token_nats(target_logits(model, batch), batch.labels[mask])  # (targets,)
             sums = torch.stack([torch.where(owner == index, each, 0).sum() for index in present])
             nats = sums.tolist()
