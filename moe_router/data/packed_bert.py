@@ -93,22 +93,19 @@ class PackedBert:
         return F.normalize(sums / lengths[:, None])
 
 
+PARTS = ("Transformer", "Pooling", "Normalize")
+"""Modules of a model that fits, by the names of their classes, which every version of sentence-transformers keeps."""
+
+
 def fits(model: SentenceTransformer) -> bool:
     """Whether a model is a plain BERT on the CPU in fp32, its vectors means over tokens without prompt or projection."""
-    from sentence_transformers import models
-
-    def config(name: str) -> Any:
-        return getattr(model[0].auto_model.config, name, None)
-
-    if len(model) not in (2, 3) or not isinstance(model[0], models.Transformer) or not isinstance(model[1], models.Pooling):
+    if tuple(type(part).__name__ for part in model) not in (PARTS, PARTS[:2]):
         return False
-    plain = config("model_type") == "bert" and config("hidden_act") == "gelu" and not config("is_decoder")
-    absolute = config("position_embedding_type") in (None, "absolute")
-    pooled = model[1].pooling_mode == "mean" and all(isinstance(last, models.Normalize) for last in [*model][2:])
-    stored = model[0].auto_model.dtype == torch.float32 and model.device.type == "cpu"
-    return bool(
-        torch.backends.mkldnn.is_available() and plain and absolute and pooled and stored and not model.default_prompt_name
-    )
+    config, bert = model[0].auto_model.config, model[0].auto_model
+    plain = config.model_type == "bert" and config.hidden_act == "gelu" and not config.is_decoder
+    absolute = getattr(config, "position_embedding_type", None) in (None, "absolute")
+    stored = bert.dtype == torch.float32 and model.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return plain and absolute and stored and model[1].pooling_mode == "mean" and not model.default_prompt_name
 
 
 def _packed(layer: Any, heads: int) -> _Layer:
