@@ -34,12 +34,12 @@ class BaseConfig:
     model: str = "embedded"
     """`embedded`, a folder with a transformers causal LM, or a Hugging Face hub id (downloaded only when named here)."""
     quantization: str = "nf4"
-    """`nf4` (4-bit NormalFloat, double quantisation) or `none`."""
+    """`nf4` (4-bit NormalFloat, double quantisation), `gptq` for checkpoints that are so already, or `none`."""
     dtype: str = "bfloat16"
     """Compute type: `bfloat16`, `float16` or `float32`."""
 
     def __post_init__(self) -> None:
-        _need(self.quantization in ("nf4", "none"), f"base.quantization = {self.quantization!r}: use 'nf4' or 'none'")
+        _choice("base.quantization", self.quantization, ("nf4", "gptq", "none"))
         _need(
             self.dtype in ("bfloat16", "float16", "float32"),
             f"base.dtype = {self.dtype!r}: use 'bfloat16', 'float16' or 'float32'",

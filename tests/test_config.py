@@ -58,7 +58,7 @@ def test_whole_numbers_serve_as_decimals():
         ({"data": {"pii": "hide"}}, r"data\.pii = 'hide': use 'redact', 'drop' or 'keep'"),
         ({"data": {"near_duplicates": "x"}}, r"data\.near_duplicates = 'x'"),
         ({"data": {"max_chars": 0}}, r"data\.max_chars = 0: at least 1"),
-        ({"base": {"quantization": "int3"}}, "use 'nf4' or 'none'"),
+        ({"base": {"quantization": "int3"}}, "use one of 'nf4', 'gptq', 'none'"),
         ({"generation": {"temperature": float("nan")}}, r"generation\.temperature"),
         ({"gate": {"mode": "best"}}, "use 'top1', 'top2', another number"),
     ],

@@ -16,7 +16,7 @@ from torch import nn
 
 from moe_router.config import BaseConfig
 from moe_router.errors import BaseModelError
-from moe_router.experts import bnb, nf4_cache
+from moe_router.experts import bnb, gptq, nf4_cache
 from moe_router.workspace import digest_file
 
 EMBEDDED = "embedded"
@@ -89,42 +89,86 @@ def load_base(config: BaseConfig, device: str | torch.device | None = None) -> B
     """Load the base frozen and ready to train adapters on.
 
     Its NF4 form is kept in the user's cache folder and read from there the next time. Raises BaseModelError when it is
-    missing, damaged, or not a causal LM. Nothing is downloaded unless `config.model` names a hub id.
+    missing, damaged, quantised otherwise than `config` says, or not a causal LM. Nothing is downloaded unless
+    `config.model` names a hub id.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, config.dtype)
     source = _source(config.model)
-    quantised = config.quantization == "nf4"
-    options: dict[str, Any] = {"dtype": dtype}
     try:
         digest = base_digest(config)
+        _check_quantisation(config, source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-        place = nf4_cache.place(digest, dtype) if quantised else None
-        kept = place is not None and nf4_cache.whole(place)
-        if quantised:
-            bnb.prepare_loading()
-            options["device_map"] = {"": device}
-        if quantised and not kept:
-            options["quantization_config"] = bnb.nf4_config(dtype)
         with _quiet():
-            model, said = AutoModelForCausalLM.from_pretrained(place if kept else source, output_loading_info=True, **options)
-            if said["missing_keys"]:
-                raise ValueError(f"its files lack {sorted(said['missing_keys'])[0]}")
-            if place and not kept:
-                nf4_cache.keep(model, place)
+            if config.quantization == "nf4":
+                model = _read_nf4(source, device, dtype, nf4_cache.place(digest, dtype))
+            elif config.quantization == gptq.METHOD:
+                model = _read_gptq(source, device, dtype)
+            else:
+                model = _read(source, dtype=dtype).to(device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BaseModelError(f"base {config.model!r} cannot be loaded ({reason}): check base.model and the files") from error
-    if not quantised:
-        model = model.to(device)
     model.eval().requires_grad_(False)
-    bnb.keep_differentiable(model)
-    resident = quantised and device.type == "cpu" and model.num_parameters() * dtype.itemsize <= RESIDENT_BYTES
+    resident = config.quantization != "none" and device.type == "cpu" and _dense_bytes(model, dtype) <= RESIDENT_BYTES
     if resident:
-        bnb.make_resident(model, dtype)
+        make_resident(model, dtype)
     return Base(model, tokenizer, config.model, digest, dtype, resident)
+
+
+def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every layer that is quantised by a plain one that holds the same numbers in `dtype`."""
+    bnb.make_resident(model, dtype)
+    gptq.make_resident(model, dtype)
+
+
+def _dense_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    packed = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, gptq.GptqLinear))
+    return (packed + model.num_parameters()) * dtype.itemsize  # transformers counts NF4 parameters as what they stand for
+
+
+def _check_quantisation(config: BaseConfig, source: str) -> None:
+    from transformers import AutoConfig
+
+    is_gptq, wanted = gptq.is_checkpoint(AutoConfig.from_pretrained(source)), config.quantization == gptq.METHOD
+    if is_gptq and not wanted:
+        raise BaseModelError(f"base {config.model!r} is a GPTQ checkpoint: set base.quantization = 'gptq'")
+    if wanted and not is_gptq:
+        raise BaseModelError(f"base {config.model!r} is no GPTQ checkpoint: set base.quantization = 'nf4' or 'none'")
+    if wanted and not gptq.installed():
+        raise BaseModelError("GPTQ bases need GPTQModel: pip install 'moe-router[gptq]'")
+
+
+def _read(source: str | Path, **options: Any) -> nn.Module:
+    """A model all of whose weights are in its files."""
+    from transformers import AutoModelForCausalLM
+
+    model, said = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
+    if said["missing_keys"]:
+        raise ValueError(f"its files lack {sorted(said['missing_keys'])[0]}")
+    return model
+
+
+def _read_nf4(source: str, device: torch.device, dtype: torch.dtype, place: Path | None) -> nn.Module:
+    """From `place` if its NF4 form is kept there, else quantised now, and kept."""
+    bnb.prepare_loading()
+    if place is not None and nf4_cache.whole(place):
+        model = _read(place, dtype=dtype, device_map={"": device})
+    else:
+        model = _read(source, dtype=dtype, device_map={"": device}, quantization_config=bnb.nf4_config(dtype))
+        if place is not None:
+            nf4_cache.keep(model, place)
+    bnb.keep_differentiable(model)
+    return model
+
+
+def _read_gptq(source: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    with gptq.quiet():
+        model = _read(source, dtype=dtype, device_map={"": device}, quantization_config=gptq.loading_config())
+    gptq.replace_layers(model)
+    return model
 
 
 def base_digest(config: BaseConfig) -> str:

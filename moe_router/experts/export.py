@@ -14,7 +14,7 @@ import torch
 
 from moe_router.errors import LibraryError
 from moe_router.experts import bnb
-from moe_router.experts.base import Base
+from moe_router.experts.base import Base, make_resident
 from moe_router.experts.library import CARD, SHARED, Library
 from moe_router.experts.peft_format import Adapter, LoraSettings, load_adapter, save_adapter
 from moe_router.workspace import read_json
@@ -67,7 +67,7 @@ def export_merged(library: Library, weights: Mapping[str, float], folder: Path, 
     if base.digest != library.base_digest:
         raise LibraryError(f"{library.path} was trained on another base than {base.id!r}: use base {library.base.model!r}")
     _new(folder)
-    bnb.make_resident(base.model, base.dtype)
+    make_resident(base.model, base.dtype)
     layers = base.linears()
     for path, (a, b) in adapter.factors.items():
         layer = layers[path]

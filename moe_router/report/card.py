@@ -188,4 +188,4 @@ def write_card(workspace: Workspace, name: str = "", license: str = "other", pat
 
 
 def _precision(library: Library) -> str:
-    return "4-bit NF4" if library.base.quantization == "nf4" else library.base.dtype
+    return {"nf4": "4-bit NF4", "gptq": "GPTQ"}.get(library.base.quantization, library.base.dtype)
