@@ -1,5 +1,6 @@
 """A tiny GPTQ checkpoint, quantised here with GPTQModel, as a base: needs the extra `gptq`, which most machines lack."""
 
+import contextlib
 import os
 import shutil
 
@@ -38,7 +39,7 @@ def checkpoint(plain, tmp_path_factory):
 
     folder, draw = tmp_path_factory.mktemp("gptq"), np.random.default_rng(0)
     rows = [{"input_ids": draw.integers(5, 9000, 64).tolist(), "attention_mask": [1] * 64} for _ in range(4)]
-    with gptq.quiet():
+    with gptq.quiet(), contextlib.chdir(folder.parent):  # it writes logs where it is
         model = GPTQModel.load(str(plain), QuantizeConfig(bits=4, group_size=32), device="cpu")
         model.quantize(rows, batch_size=1)
         model.save(str(folder))
