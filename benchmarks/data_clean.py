@@ -96,7 +96,7 @@ def main() -> None:
     if given.one:
         print(*measure(given.one[0], int(given.one[1])))
         return
-    print(f"index: {BANDS * ROWS * 4} bytes a record")
+    print(f"index: {BANDS * ROWS * 2} bytes a record")
     print(f"{'':16}{'records':>10}{'seconds':>10}{'records/s':>12}{'MiB more':>10}")
     rows = []
     for method in METHODS:

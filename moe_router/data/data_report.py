@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_router.data.cleaning.text import words
+from moe_router.data.records import BATCH
 from moe_router.workspace import Workspace, read_json, write_text
 
 EXAMPLES = 10
@@ -62,7 +63,7 @@ def gather(workspace: Workspace, seed: int = 0) -> DataReport:
 
     lengths = {"prompt": Counter(), "response": Counter()}
     with pq.ParquetFile(workspace.require(workspace.records, "prepare")) as table:
-        for batch in table.iter_batches(columns=list(lengths)):
+        for batch in table.iter_batches(BATCH, columns=list(lengths)):
             for column, counts in lengths.items():
                 counts.update(_bin(len(words(text))) for text in batch.column(column).to_pylist())
     rejects: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -2,7 +2,8 @@
 
 MinHash signatures (Broder 1997) come from rensa. Locality-sensitive hashing cuts each into 32 bands of 4 values, so that
 of pairs at the threshold one in 20 million shares no band; pairs that share a band are compared exactly. A band is one
-sort of all records, so that the index is the signatures alone: 512 bytes a text, in a file when there are many.
+sort of all records, so that the index is the signatures alone. Of each value the low 16 bits are kept (b-bit minwise hashing,
+Li & König 2010): 256 bytes a text, in a file when there are many.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ WINDOW = 64
 """In a band each text is compared with this many neighbours at most, so that cost grows with the number of texts."""
 SPILL = 100_000
 """More texts than this have their signatures in a temporary file instead of in memory."""
-_WORDLESS = 2**32 - 1
-"""The signature of an empty set."""
+_WORDLESS = 2**16 - 1
+"""Every value of the signature of an empty set."""
 _BATCH = 1024
 _PAIRS = 1 << 16
 """Pairs whose signatures are compared at once."""
@@ -59,11 +60,11 @@ def near_labels(texts: Sequence[str], kinds: np.ndarray | None = None) -> np.nda
     import numpy as np
 
     with tempfile.TemporaryFile() as file:
-        marks = _signatures(texts, file)
+        marks, worded = _signatures(texts, file)
         salt = np.zeros(len(texts), np.uint64) if kinds is None else kinds.view(np.uint64)
         joined = _Joined(len(texts))
         for band in range(BANDS):
-            for left, right in _neighbours(marks, salt, band, joined):
+            for left, right in _neighbours(marks, worded, salt, band, joined):
                 for one, other in _likely(marks, left, right):
                     if joined.root(one) != joined.root(other) and near(texts[one], texts[other]):
                         joined.join(one, other)
@@ -104,25 +105,33 @@ class _Joined:
         return self._parent
 
 
-def _signatures(texts: Sequence[str], file: IO[bytes]) -> np.ndarray:
-    """MinHash values of every text. *Shape:* (texts, BANDS · ROWS), uint32; backed by `file` when there are many."""
+def _signatures(texts: Sequence[str], file: IO[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Low bits of the MinHash values of every text, backed by `file` when there are many, and which texts have words.
+
+    *Shapes:* (texts, BANDS · ROWS) uint16, (texts,) bool.
+    """
     import numpy as np
     from rensa import RMinHash
 
     shape = (len(texts), BANDS * ROWS)
     large = len(texts) > SPILL
-    marks = np.memmap(file, np.uint32, "w+", shape=shape) if large else np.empty(shape, np.uint32)
+    marks = np.memmap(file, np.uint16, "w+", shape=shape) if large else np.empty(shape, np.uint16)
+    worded = np.empty(len(texts), bool)
     rest: Iterator[str] = iter(texts)
     start = 0
     while batch := list(islice(rest, _BATCH)):
         sets = [list(shingles(words(text))) for text in batch]
         rows = RMinHash.digest_matrix_from_token_sets(sets, num_perm=shape[1], seed=1).to_rows()
-        marks[start : start + len(batch)] = np.array(rows, dtype=np.uint32)
+        made = np.array(rows, np.uint32).astype(np.uint16)
+        marks[start : start + len(batch)] = made
+        worded[start : start + len(batch)] = (made != _WORDLESS).any(1)
         start += len(batch)
-    return marks
+    return marks, worded
 
 
-def _neighbours(marks: np.ndarray, salt: np.ndarray, band: int, joined: _Joined) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _neighbours(
+    marks: np.ndarray, worded: np.ndarray, salt: np.ndarray, band: int, joined: _Joined
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs that share a band and are not joined yet, nearest in the band's order first.
 
     *Shapes:* (pairs,) each. Equal bands lie side by side in that order, sorted further by the next band, so that the
@@ -132,7 +141,7 @@ def _neighbours(marks: np.ndarray, salt: np.ndarray, band: int, joined: _Joined)
 
     key = _keys(marks, band, salt)
     order = np.lexsort((_keys(marks, (band + 1) % BANDS, salt), key))
-    order = order[marks[order, band * ROWS] != _WORDLESS]
+    order = order[worded[order]]
     starts = np.arange(len(order))
     for distance in range(1, WINDOW + 1):
         starts = starts[starts + distance < len(order)]
