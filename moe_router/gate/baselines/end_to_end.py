@@ -20,6 +20,8 @@ from moe_router.experts.scoring import target_logits
 EPOCHS = 3
 ROWS = 16
 """Records of a step."""
+AT_ONCE = 4
+"""Of them in memory at once; their gradients are summed."""
 RATE = 0.1
 """Adam's; the classifier's weights are of the order of 1 to 10."""
 Linear = tuple[np.ndarray, np.ndarray]
@@ -45,10 +47,13 @@ def end_to_end(
     for _ in range(EPOCHS):
         order = random.permutation(len(examples))
         for chosen in (order[at : at + ROWS] for at in range(0, len(order), ROWS)):
-            mixture = torch.softmax(x[chosen] @ weight.T + bias, 1)  # (rows, experts)
-            loss = _nats_per_token(model, [examples[i] for i in chosen], mixture)
-            weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])
+            tokens = sum(examples[i].target_tokens for i in chosen)
+            for part in (chosen[at : at + AT_ONCE] for at in range(0, len(chosen), AT_ONCE)):
+                mixture = torch.softmax(x[part] @ weight.T + bias, 1)  # (rows, experts)
+                loss = mixture_nats(model, [examples[i] for i in part], mixture) / tokens
+                torch.autograd.backward(loss, inputs=[weight, bias])
             optimiser.step()
+            optimiser.zero_grad()
         found = weight.detach().numpy().copy(), bias.detach().numpy().copy()
         nats = judge(found)
         if nats < least:
@@ -56,12 +61,12 @@ def end_to_end(
     return best
 
 
-def _nats_per_token(model: RoutedModel, examples: Sequence[Example], mixture: torch.Tensor) -> torch.Tensor:
-    """Mean loss of the response tokens under each record's mixture, differentiable in the mixture: (rows, experts)."""
+def mixture_nats(model: RoutedModel, examples: Sequence[Example], mixture: torch.Tensor) -> torch.Tensor:
+    """Loss of all response tokens under each record's mixture, (rows, experts), and differentiable in it."""
     scale = model.gates(np.ones((1, mixture.shape[1]), dtype=np.float32))  # (1, R)
     always = torch.ones(len(mixture), model.shared_rank)
     spread = mixture.repeat_interleave(torch.tensor(model.expert_ranks), dim=1)
     gates = (torch.cat([always, spread], 1) * scale)[:, None].to(model.base.device, model.base.dtype)
     batch = collate([[example] for example in examples], model.base.eos, model.base.device)
     with model.routed(SlotRoute(None, gates, every=True)):
-        return token_nats(target_logits(model.base.model, batch), batch.labels[batch.labels != IGNORE]).mean()
+        return token_nats(target_logits(model.base.model, batch), batch.labels[batch.labels != IGNORE]).sum()
