@@ -48,12 +48,19 @@ def test_a_librarys_life(place, tmp_path):
     assert (tmp_path / "mixture" / "adapter_config.json").exists()
     assert (tmp_path / "merged" / "config.json").exists()
     assert answer(place, "remove", second)["experts"] == [first, third]
-    assert answer(place, "add", second, "--steps", "6")["experts"] == [first, third, second]
+    sweep = ("--steps", "6", "--evaluate-every", "2", "--schedule", "constant", "--patience", "3")
+    assert answer(place, "add", second, *sweep)["experts"] == [first, third, second]
     assert answer(place, "rename", first, "start")["experts"] == ["start", third, second]
     imported = answer(place, "import", str(tmp_path / "adapter"), "--name", "legal")
     assert imported["experts"] == ["start", third, second, "legal"]
     cards = {card["name"]: card for card in answer(place, "list")["experts"]}
     assert cards[second]["steps"] == 6
+    card = answer(place, "show", second)
+    assert [step for step, _ in card["evaluations"]] == [2, 4, 6]
+    shown = [line.split() for line in run(place, "show", second).stdout.splitlines() if line.startswith("  step ")]
+    assert [line[1] for line in shown] == ["2", "4", "6"]
+    assert [line[1] for line in shown if line[-1] == "kept"] == [str(card["best_step"])]
+    assert float(shown[0][2]) == pytest.approx(card["evaluations"][0][1], abs=1e-4)
     assert cards["legal"]["rank"] == 2 + 2 + 4  # minus the shared one, the shared one, the expert
     assert answer(place, "show", "legal")["imported_from"] == "adapter"
     assert run(place, "list").exit_code == 0

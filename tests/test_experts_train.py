@@ -83,6 +83,7 @@ def test_cards_tell_how_the_training_went(config, base, tmp_path):
     for name in NAMES:
         card = library.cards[name]
         assert card["beside"] == shared["sha256"]
+        assert [step for step, _ in card["evaluations"]] == [4, 8, 12]
         assert card["recipe"]["schedule"] == "cosine"
         assert card["parameters"] == sum(a.numel() + b.numel() for a, b in library.adapter(name).factors.values())
         assert len(card["losses"]) == card["steps"] == SETTINGS["steps"]

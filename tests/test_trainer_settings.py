@@ -130,12 +130,28 @@ def test_the_best_state_is_kept_and_the_expert_stopped(base):
         assert distance(found["a"], flat(alone.model.factors("a"))) < 2e-4
 
 
+def test_one_run_with_evaluations_is_a_sweep_of_steps(base):
+    """At a constant rate, what it keeps is what a run of only so many steps ends with."""
+    job = replace(JOBS[0], tune=examples(6, 7), learning_rate=3e-2)
+    schedule = replace(SCHEDULE, steps=60, decay="constant", warmup=0.0, evaluate_every=5, patience=2)
+    found, trainer = train(base, [job], schedule)
+    outcome = trainer.outcomes["a"]
+    assert outcome.best_step < outcome.steps < 60
+    alone, _ = train(base, [job], replace(schedule, steps=outcome.best_step, evaluate_every=0, patience=0))
+    assert distance(found["a"], alone["a"]) < 1e-6
+
+
 def test_with_a_shared_expert_all_are_judged_together(base):
     jobs = [replace(job, tune=examples(4, 20 + i), learning_rate=3e-2) for i, job in enumerate(JOBS)]
     schedule = replace(SCHEDULE, steps=60, decay="constant", evaluate_every=5, patience=1)
     _, trainer = train(base, jobs, schedule, SHARED_SETTINGS)
     assert all(outcome.stopped for outcome in trainer.outcomes.values())
-    assert trainer.outcomes[SHARED].evaluations
+    own = [trainer.outcomes[job.name].evaluations for job in jobs]
+    joint = trainer.outcomes[SHARED].evaluations
+    assert {len(found) for found in own} == {len(joint)}
+    tokens = [sum(e.target_tokens for e in job.tune) for job in jobs]
+    mean = sum(found[0][1] * count for found, count in zip(own, tokens, strict=True)) / sum(tokens)
+    assert joint[0][1] == pytest.approx(mean)
     assert len({outcome.best_step for outcome in trainer.outcomes.values()}) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,10 @@ def _describe(card: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield f"{indent}{key}:"
             yield from _describe(value, indent + "  ")
+        elif key == "evaluations" and value:
+            yield f"{indent}{key}: nats per response token and perplexity on its slice's tune records"
+            for step, nats in value:
+                yield f"{indent}  step {step:>6,}  {nats:.4f}  {exp(nats):.3f}{'  kept' if step == card['best_step'] else ''}"
         elif isinstance(value, list) and len(value) > LONGEST_LIST:
             yield f"{indent}{key}: {', '.join(map(str, value[:3]))}, … {', '.join(map(str, value[-3:]))} ({len(value)} in all)"
         else:

@@ -38,10 +38,9 @@ from moe_router.progress import Progress, Silent
 
 __all__ = ["Checkpointing", "Job", "Outcome", "Schedule", "Trainer", "plan_rows"]
 
-FORMS = {"cuda": "gathered"}
-"""How adapters are computed, by the type of the device: `gathered`, `wide`, `together` or `picked`; gathered on others."""
-FUSED: tuple[str, ...] = ()
-"""Types of devices on which a decoder layer's norms, gated MLP and rotary embedding are fused."""
+TOGETHER = ("cuda",)
+"""Types of devices on which the form `together` is faster than `gathered`, and fused layers than stock ones
+(docs/performance.md)."""
 EVA_ROWS = 256
 """Rows of an expert that EVA looks at."""
 EVA_TARGETS = 4
@@ -78,8 +77,9 @@ class Trainer:
         """Whether a shared expert learns from every row."""
         self.trained = tuple(name for name in layout.slots if not (frozen and name == SHARED))
         self.outcomes = {name: Outcome() for name in self.trained}
-        self.form = FORMS.get(base.device.type, "gathered") if fits(self.model) else "gathered"
-        self.ops = kernels.for_training(base.device) if base.device.type in FUSED else None
+        fast = base.device.type in TOGETHER
+        self.form = "together" if fast and fits(self.model) else "gathered"
+        self.ops = kernels.for_training(base.device) if fast else None
         self.step = 0
         self.scale = LossScale.of(base.dtype)
         self.norms: dict[str, float] = {}
@@ -251,10 +251,9 @@ class Trainer:
 
     def _route(self, owners: np.ndarray, seeds: Sequence[int], form: str) -> Mixing | None:
         weights = np.eye(len(self.jobs), dtype=np.float32)[owners]
-        if form in ("together", "picked") and not self.schedule.dropout:
-            picking = kernels.of(self.base.device) if form == "picked" else None
-            return Together(self.model, self.model.gates(weights), keep=self.schedule.recompute, picking=picking)
-        route = self.model.route(weights, form="wide" if form == "wide" else "gathered")
+        if form == "together" and not self.schedule.dropout:
+            return Together(self.model, self.model.gates(weights), keep=self.schedule.recompute)
+        route = self.model.route(weights, form="gathered")
         if not self.schedule.dropout or route is None:
             return route
         return SlotRoute(route.slots, route.gates, route.every, Dropout(self.schedule.dropout, tuple(seeds)))
@@ -351,6 +350,9 @@ class Trainer:
                 weights = np.eye(len(self.jobs), dtype=np.float32)[[self.jobs.index(job)]]
                 found = score_examples(self.model, job.tune, np.tile(weights, (len(job.tune), 1)))
                 nats, tokens = nats + float(found.nats.sum()), tokens + int(found.tokens.sum())
+                if job.name != key:
+                    own = self.outcomes[job.name]
+                    own.evaluations.append((own.steps, float(found.nats.sum() / found.tokens.sum())))
         if not tokens:
             return
         outcome = self.outcomes[key]
