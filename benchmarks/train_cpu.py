@@ -122,7 +122,7 @@ def main() -> None:
             plain(rows)
 
     cases = {"base": plain, "base, attention in fp32": in_fp32}
-    for form in ("gathered", "wide", "together"):
+    for form in ("gathered", "together"):
         cases[f"ours, {form}, without update"] = lambda rows, form=form: ours(trainer, rows, form, False)
     cases[f"ours, {trainer.form}"] = lambda rows: ours(trainer, rows, trainer.form, True)
     with trainer.model:
