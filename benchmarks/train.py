@@ -335,9 +335,7 @@ def run(report: Report, with_compile: bool, profiled: bool) -> None:
         measure_ours(report, trainer, best, "together", ops, **nf4)
         trainer.schedule = replace(trainer.schedule, recompute=True)
         measure_ours(report, trainer, f"{best}, dequantised again", "together", ops, keep=False, **nf4)
-        measure_ours(report, trainer, f"ours, picked, {kind}", "picked", ops, **nf4)
         measure_ours(report, trainer, f"ours, gathered, {kind}", "gathered", ops, **nf4)
-        measure_ours(report, trainer, "ours, wide with masks", "wide", **nf4)
         if with_compile:
             measure_ours(report, trainer, "ours, together, compiled", "together", compiled(), **nf4)
     with report.case("ours, paged"), trained(base, size, True, "paged_adamw_8bit") as trainer:

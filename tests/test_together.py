@@ -12,7 +12,6 @@ from moe_router.experts.adapters import SHARED, RankLayout, RoutedModel
 from moe_router.experts.recompute import recomputing
 from moe_router.experts.together import Together
 from moe_router.experts.trainer import Trainer
-from moe_router.kernels import plain
 
 LAYOUT = RankLayout(("a", "b", "c"), (4, 2, 4), shared_rank=3)
 SCALES = {"a": 2.0, "b": 1.0, "c": 0.5, SHARED: 1.5}
@@ -32,10 +31,8 @@ def gradients(base, form, recompute=False, keep=False):
         for layer in model.layers.values():
             for factor in (layer.A, layer.B):
                 factor.data[:-1] = torch.randn(factor[:-1].shape, generator=draw) * 0.1
-        if form == "gathered":
-            route = model.route(WEIGHTS, form=form)
-        else:
-            route = Together(model, model.gates(WEIGHTS), keep, plain if form == "picked" else None)
+        together = form == "together"
+        route = Together(model, model.gates(WEIGHTS), keep) if together else model.route(WEIGHTS, form=form)
         with model.routed(route), recomputing(base.model, recompute):
             logits = base.model(input_ids=TOKENS).logits
             logits.float().square().mean().backward()
@@ -44,20 +41,19 @@ def gradients(base, form, recompute=False, keep=False):
     return torch.cat([grad.flatten() for grad in grads]), logits.detach()
 
 
-@pytest.mark.parametrize("form", ["together", "picked"])
 @pytest.mark.parametrize(("recompute", "keep"), [(False, False), (True, False), (True, True)])
-def test_gradients_are_those_of_the_gathered_form(base, form, recompute, keep):
+def test_gradients_are_those_of_the_gathered_form(base, recompute, keep):
     expected, expected_logits = gradients(base, "gathered")
-    found, logits = gradients(base, form, recompute, keep)
+    found, logits = gradients(base, "together", recompute, keep)
     torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-4)
     assert distance(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize(("form", "keep"), [("together", False), ("together", True), ("picked", True)])
-def test_over_nf4_too(tmp_path, form, keep):
+@pytest.mark.parametrize("keep", [False, True])
+def test_over_nf4_too(tmp_path, keep):
     base = tiny_base(tmp_path, "float32", "nf4")
     expected, _ = gradients(base, "gathered")
-    found, _ = gradients(base, form, True, keep)
+    found, _ = gradients(base, "together", True, keep)
     assert distance(found, expected) < 1e-5
 
 
@@ -76,14 +72,13 @@ def test_a_shared_expert_trains_alike(base):
         assert distance(together[name], values) < 2e-4
 
 
-@pytest.mark.parametrize("form", ["together", "picked"])
-def test_a_broken_expert_stops_and_the_others_go_on_in_this_form(base, form):
+def test_a_broken_expert_stops_and_the_others_go_on_in_this_form(base):
     bad = replace(JOBS[2], learning_rate=1e20)
     schedule = replace(SCHEDULE, epochs=6)
-    together, trainer = trained(base, [JOBS[0], JOBS[1], bad], form, schedule=schedule)
+    together, trainer = trained(base, [JOBS[0], JOBS[1], bad], "together", schedule=schedule)
     assert "not finite" in trainer.outcomes["c"].failed
     assert not together["c"].any()
-    alone, _ = trained(base, JOBS[:2], form, schedule=schedule)
+    alone, _ = trained(base, JOBS[:2], "together", schedule=schedule)
     for name in ("a", "b"):
         assert distance(together[name], alone[name]) < 2e-4
 
@@ -96,7 +91,7 @@ def trained(base, jobs, form, shared=None, schedule=SCHEDULE):
         return {name: flat(model.factors(name)) for name in model.layout.slots}, trainer
 
 
-@pytest.mark.parametrize("form", ["gathered", "together", "picked"])
+@pytest.mark.parametrize("form", ["gathered", "together"])
 def test_recomputing_trains_to_the_same_experts_in_bfloat16(tmp_path, form):
     base = tiny_base(tmp_path, "bfloat16", "nf4")
     schedule = replace(SCHEDULE, epochs=1)

@@ -12,7 +12,7 @@ from moe_router import kernels
 from moe_router.experts.trainer import Checkpointing, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
-FORMS = ["gathered", "wide", "together", "picked"]
+FORMS = ["gathered", "together"]
 
 
 def make(base, jobs, form, fused=False, **schedule):
@@ -62,7 +62,7 @@ def test_checkpointing_over_nf4_leaves_the_gradients_as_they_are(tmp_path, form,
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 0.05)])
-@pytest.mark.parametrize(("form", "fused"), [("wide", False), ("together", False), ("picked", False), ("together", True)])
+@pytest.mark.parametrize(("form", "fused"), [("together", False), ("together", True)])
 def test_gradients_are_those_of_the_plain_gathered_form(tmp_path, dtype, limit, form, fused):
     base = tiny_base(tmp_path, dtype)
     expected = gradients(make(base, JOBS, "gathered"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -52,18 +51,12 @@ def groups_of(model: RoutedModel) -> dict[GatedLinear, tuple[GatedLinear, ...]]:
 class Together:
     """The mixtures of a batch, one weight for every slot and row: a `Mixing`."""
 
-    def __init__(self, model: RoutedModel, gates: torch.Tensor, keep: bool, picking: ModuleType | None = None) -> None:
+    def __init__(self, model: RoutedModel, gates: torch.Tensor, keep: bool) -> None:
         """`gates` as from `RoutedModel.gates`; `keep`: hold dequantised weights from the forward to the backward product.
 
         Where layers are recomputed one at a time that costs one layer's weights, elsewhere those of the whole base.
-        `picking` are kernels (as `kernels.plain`) that multiply each row with its own slots only.
         """
-        self.picking = picking
-        self.slots: torch.Tensor | None = None  # (rows, K)
-        if picking:
-            slots, gates = model.select(gates, max(1, int((gates != 0).sum(1).max())))
-            self.slots = slots.to(model.base.device)
-        self.gates = gates[:, None].to(model.base.device, model.base.dtype)  # (rows, 1, R or K)
+        self.gates = gates[:, None].to(model.base.device, model.base.dtype)  # (rows, 1, R)
         self.keep = keep
         self.groups = groups_of(model)
         self._ready: _Ready | None = None
@@ -82,10 +75,7 @@ class Together:
 
     def _products(self, layers: Sequence[GatedLinear], x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         factors = [factor for layer in layers for factor in (layer.A, layer.B)]
-        linears = tuple(layer.base for layer in layers)
-        if self.picking:
-            return _Picked.apply(linears, self.keep, self.picking, self.slots, x, self.gates[:, 0], *factors)
-        return _Products.apply(linears, self.keep, x, self.gates, *factors)
+        return _Products.apply(tuple(layer.base for layer in layers), self.keep, x, self.gates, *factors)
 
 
 @dataclass(frozen=True)
@@ -140,59 +130,6 @@ class _Products(torch.autograd.Function):
         for a, b, down, part, out in zip(factors[::2], factors[1::2], downs, hidden.chunk(members, 1), outs, strict=True):
             found += [_with_null(down, a), _with_null(part.T @ out, b)]
         return None, None, dx, None, *found
-
-
-class _Picked(torch.autograd.Function):
-    """As _Products, each row with its own slots only; what is not finite in one row or slot stays there.
-
-    *Shape:* slots and gates (rows, K), the others as there.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, linears: Sequence[nn.Module], keep: bool, kernels: ModuleType, slots: torch.Tensor, x: torch.Tensor,
-        gates: torch.Tensor, *factors: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        down = torch.cat([a.to(x.dtype) for a in factors[::2]])  # (members · (R + 1), d_in)
-        hidden = kernels.shrink(x, down, slots, gates, len(linears))  # (rows, seq, members, K)
-        weights = [bnb.dense_weight(linear, x.dtype) for linear in linears]
-        outputs = [F.linear(x, weight, linear.bias) for linear, weight in zip(linears, weights, strict=True)]
-        kernels.expand(outputs, hidden, [b.to(x.dtype) for b in factors[1::2]], slots)
-        ctx.linears, ctx.kernels = linears, kernels
-        ctx.save_for_backward(x, slots, gates, hidden, *factors, *(weights if keep else ()))
-        return tuple(outputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, slots, gates, hidden, *others = ctx.saved_tensors
-        members, kernels = len(ctx.linears), ctx.kernels
-        factors, weights = others[: 2 * members], others[2 * members :]
-        grads = [grad.contiguous() for grad in grads]
-        ups = [b.to(x.dtype) for b in factors[1::2]]
-        inner = torch.cat([kernels.shrink(g, up, slots, gates, 1) for g, up in zip(grads, ups, strict=True)], 2)  # as hidden
-        starts = torch.arange(members, device=x.device) * len(factors[0])
-        every = (starts[:, None] + slots[:, None]).flatten(1)  # (rows, members · K) of all members' A factors
-        dx = None
-        if ctx.needs_input_grad[4]:
-            flat = None
-            for index, (linear, grad) in enumerate(zip(ctx.linears, grads, strict=True)):
-                weight = weights[index] if weights else bnb.dense_weight(linear, x.dtype)
-                grad = grad.flatten(0, 1)
-                flat = grad @ weight if flat is None else flat.addmm_(grad, weight)
-            dx = flat.view_as(x)
-            kernels.expand([dx], inner.flatten(2)[:, :, None], [torch.cat([a.to(x.dtype) for a in factors[::2]])], every)
-        downs = _summed(torch.bmm(inner.flatten(2).mT, x), every, members * len(factors[0]), factors[0].dtype).chunk(members)
-        found = []
-        for index, (down, grad) in enumerate(zip(downs, grads, strict=True)):
-            part = torch.bmm(hidden[:, :, index].mT, grad)  # (rows, K, d_out)
-            found += [down, _summed(part, slots, len(factors[0]), factors[1].dtype)]
-        return None, None, None, None, dx, None, *found
-
-
-def _summed(parts: torch.Tensor, slots: torch.Tensor, total: int, dtype: torch.dtype) -> torch.Tensor:
-    """The rows' gradients of their own slots, added up. *Shape:* parts (rows, K, d), slots (rows, K) → (total, d)."""
-    found = torch.zeros(total, parts.shape[2], dtype=dtype, device=parts.device)
-    return found.index_add_(0, slots.flatten(), parts.flatten(0, 1).to(dtype))
 
 
 def _side_by_side(factors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
