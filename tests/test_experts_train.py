@@ -8,7 +8,7 @@ from tiny_library import NAMES, SETTINGS, close, plan, settings, split
 from moe_router.experts.adapters import SHARED
 from moe_router.experts.base import load_base
 from moe_router.experts.library import Library
-from moe_router.experts.train import make_trainer, passes, replayed, train_library
+from moe_router.experts.train import NEAREST, Split, likely_mixtures, make_trainer, passes, replayed, train_library
 from moe_router.experts.verify import verify
 
 
@@ -39,6 +39,19 @@ def test_replay_shows_each_expert_a_share_of_the_others(config, base):
     assert [len(job.examples) for job in trainer.jobs] == [own[name] * 3 // 2 for name in NAMES]
     assert replayed(plan(config), 0) == []
     assert replayed(plan(changed(config, replay=0.5), mode="isolated"), 0) == []
+
+
+def test_rates_are_judged_where_a_gate_would_send_a_query():
+    places = np.repeat(np.eye(3, dtype=np.float32), [NEAREST, NEAREST // 2, NEAREST // 4], axis=0)
+    train = Split([None] * len(places), places.argmax(1), places)
+    asked = np.array([[1, 0, 0], [0, 1, 0.5], [0, 0.1, 1]], dtype=np.float32)
+    found = likely_mixtures(train, Split([None] * 3, np.zeros(3, dtype=np.int64), asked), 3)
+    assert found.shape == (3, 3)
+    np.testing.assert_allclose(found.sum(1), 1)
+    np.testing.assert_allclose(found[0], [1, 0, 0])
+    assert (found > 0).sum(1).max() == 2
+    assert found[1].argmax() == 1
+    np.testing.assert_allclose(likely_mixtures(train, Split([None], np.zeros(1, dtype=np.int64), asked[:1]), 3), [[1, 0, 0]])
 
 
 def test_isolated_experts_are_the_same_in_passes_of_one(config, base, tmp_path):

@@ -32,6 +32,8 @@ RATE_FACTORS = (0.5, 1.0, 2.0)
 """The learning-rate search tries these multiples of the configured rates."""
 SEARCH_SHARE = 0.1
 """Share of the training tokens that the whole search may use."""
+NEAREST = 16
+"""Training records that tell where a gate is likely to send a query."""
 OPERATION = ("checkpoint_seconds", "tensorboard", "experts_per_pass")
 """Settings that change how a training runs, not what comes of it."""
 ADAPTER_SHARE = 0.6
@@ -108,7 +110,9 @@ def train_library(
         library = Library.load(path)
         if library.inputs == plan.inputs:
             return library
-    base = base or load_base(plan.config.base)
+    if base is None:
+        progress.stage("load base")
+        base = load_base(plan.config.base)
     experts = plan.config.experts
     searched = search_rates(base, plan, progress, title) if experts.search_rates else {}
     factor = min(searched, key=lambda f: searched[f]) if searched else 1.0
@@ -204,13 +208,13 @@ def _train(trainer: Trainer, saving: Checkpointing, progress: Progress, title: s
 def search_rates(base: Base, plan: Plan, progress: Progress, title: str) -> dict[float, float]:
     """Tune-split perplexity after a short training at each multiple of the configured learning rates.
 
-    The mixture is judged with every record on its own slice's expert. All runs together see at most SEARCH_SHARE of
-    the training tokens.
+    The mixture is judged as it is likely to be served, by `likely_mixtures`. All runs together see at most SEARCH_SHARE of the
+    training tokens.
     """
     experts = plan.config.experts
     progress.stage(f"{title}: learning rate", len(RATE_FACTORS))
     examples = encode(plan.tune.records, base, plan.config.data.template, experts.max_tokens)
-    weights = np.eye(len(plan.names), dtype=np.float32)[plan.tune.labels]
+    weights = likely_mixtures(plan.train, plan.tune, len(plan.names))
     found: dict[float, float] = {}
     for factor in RATE_FACTORS:
         trainer = make_trainer(base, plan, factor, experts.epochs * SEARCH_SHARE / len(RATE_FACTORS))
@@ -220,6 +224,18 @@ def search_rates(base: Base, plan: Plan, progress: Progress, title: str) -> dict
             found[factor] = float("inf") if failed else float(score_examples(model, examples, weights).perplexity)
         progress.advance(1, f"×{factor:g}: {found[factor]:.2f}")
     return found
+
+
+def likely_mixtures(train: Split, asked: Split, experts: int) -> np.ndarray:
+    """About what a gate will choose, before there is one: the two slices that most of the nearest training records have.
+
+    Judged on every record's own slice alone, experts that learn slowly look best, since they differ little from the shared
+    one; a gate makes more of those that differ (docs/experiments.md). *Shape:* → (asked records, experts) float32.
+    """
+    nearest = np.argsort(-asked.embeddings @ train.embeddings.T, axis=1)[:, :NEAREST]
+    shares = np.eye(experts, dtype=np.float32)[train.labels[nearest]].mean(1)
+    shares[np.argsort(np.argsort(-shares, axis=1, kind="stable"), axis=1) > 1] = 0
+    return shares / shares.sum(1, keepdims=True)
 
 
 def lora_settings(config: ExpertsConfig, rank: int) -> LoraSettings:
