@@ -61,7 +61,7 @@ def test_one_like_a_held_out_record_is_rejected(tmp_path):
 def test_none_are_wanted_or_nothing_else_is_there(tmp_path):
     _, records, _ = prepared(tmp_path, "a", settings={"synthetic_share": 0.0})
     assert not any(map(is_synthetic, records))
-    with pytest.raises(InputError, match=r"only 0 records are left of 100 .*100 synthetic"):
+    with pytest.raises(InputError, match=r"only 0 of 100 records are left .*100 synthetic"):
         prepared(tmp_path, "b", real=0)
 
 

@@ -128,7 +128,7 @@ def test_a_large_group_is_noted(workspace, tmp_path):
         (
             "prompt,response\n" + "".join(f"q{n},r\n" for n in range(39)) + ",r\n",
             {},
-            r"only 39 records are left of 40 \(rejected: 1 empty_prompt\)",
+            r"only 39 of 40 records are left \(rejected: 1 empty_prompt; first .*t\.csv, line 41: .*\), 40 are needed",
         ),
         (
             "prompt,response,conversation_id\n" + "".join(f"q{n},r,7\n" for n in range(60)),

@@ -1,6 +1,7 @@
 """Hugging Face datasets, from folders: nothing is downloaded here."""
 
 import json
+from pathlib import Path
 
 import pytest
 from intake import DATA, pairs
@@ -47,3 +48,8 @@ def test_what_does_not_open_is_named_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"is no dataset that opens|cannot be opened as a dataset") as refused:
         expand([Path(f"hf:{tmp_path}/d")], DATA)
     assert "\n" not in str(refused.value)
+
+
+def test_a_prefix_alone_names_no_dataset():
+    with pytest.raises(InputError, match="names no dataset: give hf:owner/name"):
+        expand([Path("hf:")], DATA)

@@ -92,7 +92,7 @@ def prepare(workspace: Workspace, sources: Sequence[Path], config: Config, progr
         refuse = _Refusals(rejects)
         findings = sweep(_items(read, progress), config.data, shelf, refuse)
         plan = arrange(shelf, config.data, refuse)
-        _check_enough(plan, refuse.reasons)
+        _check_enough(plan, refuse, config.data.limit)
         pairs = zip(read, hashes, strict=True)
         sources = [{"file": source.name, "sha256": sha256, "items": source.count} for source, sha256 in pairs]
         notes = filter(None, (*(source.note for source in read), *_finding_notes(findings), *_plan_notes(plan, shelf)))
@@ -119,10 +119,12 @@ class _Refusals:
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         self.reasons: Counter[str] = Counter()
+        self.first: Rejection | None = None
 
     def __call__(self, rejection: Rejection) -> None:
         self._file.write(f"{json.dumps(asdict(rejection), ensure_ascii=False)}\n")
         self.reasons[rejection.rule] += 1
+        self.first = self.first or rejection
 
 
 def _items(read: Sequence[Source], progress: Progress) -> Iterator[Item]:
@@ -252,12 +254,14 @@ def _check_fields(read: Sequence[Source], data: DataConfig) -> None:
             raise InputError(f"no source has a field {named!r} (found instead: {found}): correct {flag} or leave it out")
 
 
-def _check_enough(plan: Plan, reasons: Counter[str]) -> None:
+def _check_enough(plan: Plan, refuse: _Refusals, limit: int) -> None:
     if plan.count < FEWEST:
-        rejected = ", ".join(f"{count} {rule}" for rule, count in sorted(reasons.items())) or "none"
+        rejected = ", ".join(f"{count} {rule}" for rule, count in sorted(refuse.reasons.items())) or "none"
+        if refuse.first:
+            rejected += f"; first {refuse.first.file}, line {refuse.first.line}: {refuse.first.reason}"
         raise InputError(
-            f"only {plan.count} records are left of {len(plan.codes) - plan.refused + reasons.total()} (rejected: {rejected}), "
-            f"{FEWEST} are needed: add sources or raise data.limit"
+            f"only {plan.count} of {len(plan.codes) - plan.refused + refuse.reasons.total()} records are left (rejected: "
+            f"{rejected}), {FEWEST} are needed: {'raise data.limit' if 0 < limit < FEWEST else 'add sources'}"
         )
     empty = [split for split, count in plan.splits.items() if not count]
     if empty:

@@ -46,6 +46,8 @@ def _open(path: Path) -> dict[str, Any]:
             found = datasets.load_from_disk(name)
         else:
             name, _, configuration = name.removeprefix(PREFIX).partition(":")
+            if not name:
+                raise InputError(f"{path.as_posix()} names no dataset: give hf:owner/name or hf:folder")
             found = datasets.load_dataset(name, configuration or None, streaming=Path(name).is_dir())
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]

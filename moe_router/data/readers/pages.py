@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_router.data.readers.source import Source
+from moe_router.data.readers.source import Source, unpacked
 from moe_router.data.turns import Item
 from moe_router.errors import InputError
 
@@ -183,4 +183,4 @@ def _whole(source: Source) -> str:
 
 def _title(source: Source) -> str:
     """The file's name as words."""
-    return re.sub(r"[-_]+", " ", Path(source.member or source.path).stem).strip()
+    return re.sub(r"[-_]+", " ", unpacked(Path(source.member or source.path)).stem).strip()

@@ -173,4 +173,9 @@ class Text:
 
 def suffix(path: Path) -> str:
     """Suffix in lower case, of a gzip file that of what is in it."""
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    return unpacked(path).suffix.lower()
+
+
+def unpacked(path: Path) -> Path:
+    """The path without `.gz`."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path

@@ -21,6 +21,8 @@ BATCH = 512
 """Rows of a Parquet table that are held at once."""
 CHUNK = 1 << 18
 """Characters of a JSON array read at once."""
+_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+"""What stands where an object belongs, by the type it is read as; a number else."""
 Row = tuple[int, str, dict[str, Any] | str]
 """Line, text, and the row or what is wrong with it."""
 
@@ -200,7 +202,7 @@ def _checked(row: Any, text: str) -> dict[str, Any] | str:
             json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is legal JSON and no text
     except UnicodeEncodeError:
         return "half a surrogate pair"
-    return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
+    return row if isinstance(row, dict) else f"{_KINDS.get(type(row), 'a number')}, not an object"
 
 
 def csv_rows(lines: Iterator[tuple[int, str]], delimiter: str) -> Iterator[Row]:
