@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SPACING = 0.05
 """Plain lines come at least this share of the stage's time apart, so that a night's log stays short."""
+LANES_RARER = 4
+"""Every lane has a line of its own that many times as rarely."""
 
 
 class Quiet(Silent, Reporter):
@@ -33,7 +35,7 @@ def reporter(quiet: bool = False, stream: IO[str] | None = None) -> Reporter:
 
 
 class Lines(Reporter):
-    """One line when a stage begins, one (and one a lane) every `interval` seconds or longer, one when it is done."""
+    """One line when a stage begins, one every `interval` seconds or longer, one when it is done; lanes come with some."""
 
     def __init__(self, stream: IO[str], interval: float = 15.0) -> None:
         self.stream, self.interval = stream, interval
@@ -42,13 +44,14 @@ class Lines(Reporter):
     def stage(self, title: str, total: float | None = None) -> None:
         self._finish()
         self.current, self.told = Stage(title, total), time.monotonic()
+        self.told_lanes = self.told
         self._write(title)
 
     def advance(self, amount: float, note: str = "") -> None:
         if self.current is None:
             return
         self.current.advance(amount, note)
-        if self._due():
+        if self._due(self.told, 1):
             self._tell(self.current)
 
     def lanes(self, lanes: Sequence[Lane]) -> None:
@@ -62,21 +65,25 @@ class Lines(Reporter):
         if error is None:
             self._finish()
 
-    def _due(self) -> bool:
-        return time.monotonic() - self.told >= max(self.interval, self.current.seconds * SPACING)
+    def _due(self, last: float, times: int) -> bool:
+        return time.monotonic() - last >= times * max(self.interval, self.current.seconds * SPACING)
 
     def _tell(self, stage: Stage) -> None:
         self.told = time.monotonic()
         share = f"{stage.share:.0%}" if stage.share is not None else f"{stage.done:,.0f}"
         left = f"{clock(stage.seconds_left)} left" if stage.seconds_left is not None else ""
         self._write("  ".join(part for part in (f"{stage.title}: {share}", clock(stage.seconds), left, stage.note) if part))
+        if self._due(self.told_lanes, LANES_RARER):
+            self._tell_lanes(stage)
+
+    def _tell_lanes(self, stage: Stage) -> None:
+        self.told_lanes = time.monotonic()
         for line in lane_lines(stage.lanes):
             self._write(f"  {line}")
 
     def _finish(self) -> None:
         if self.current is not None:
-            if len(self.current.lanes) > 1:
-                self._tell(self.current)
+            self._tell_lanes(self.current)
             self._write(self.current.finished())
         self.current = None
 

@@ -121,7 +121,7 @@ def lanes_table(lanes: Sequence[Lane], width: int) -> Table:
         columns[""] = BAR, lambda lane: ProgressBar(total=lane.total, completed=lane.done, width=BAR)
         columns[" "] = 4, lambda lane: Text(f"{lane.done / max(1, lane.total):.0%}")
     room = width - sum(size + GAP for size, _ in columns.values())
-    longest = max(len(lane.name) for lane in lanes) + len(INDENT)
+    longest = len(INDENT) + max(len("expert"), *(len(lane.name) for lane in lanes))
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(f"{INDENT}expert", no_wrap=True, overflow="ellipsis", width=max(1, min(room, longest)))
     for name, (size, _) in columns.items():

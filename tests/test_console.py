@@ -168,8 +168,11 @@ def test_plain_lines_grow_rare_in_a_long_stage(monkeypatch):
     progress = Lines(stream)
     progress.stage("train", 12 * 3600)
     for now[0] in range(12 * 3600):
+        progress.lanes(LANES)
         progress.advance(1)
-    assert 100 < len(stream.getvalue().splitlines()) < 160
+    lines = stream.getvalue().splitlines()
+    assert 100 < sum(line.startswith("train: ") for line in lines) < 160
+    assert 20 < sum(line.startswith("  shared") for line in lines) < 40
 
 
 def test_a_pace_is_that_of_the_last_minute(monkeypatch):
