@@ -15,12 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from moe_router.experts.adapters import SHARED, RankLayout, RoutedModel, SlotRoute
+from moe_router.experts.adapters import SHARED, GatedLinear, Mixing, RankLayout, RoutedModel, SlotRoute
 from moe_router.experts.base import Base
 from moe_router.experts.encode import IGNORE, Example
 
 BETAS = (0.9, 0.99)
-WIDTHS = (64, 96, 128, 192, 256, 384, 512)
+WIDTHS = (32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Tokens of a row; a batch takes the first that holds its longest record."""
 
 
@@ -41,6 +41,22 @@ class Shape:
     up_ratio: float = 1.0
     """Rate of B over that of A (LoRA+, Hayou et al. 2024)."""
     rslora: bool = False
+    dropout: float = 0.0
+    """Of the adapters' input, in training."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The mixtures of a batch in training, the adapters' input with dropout; all slots are computed."""
+
+    gates: torch.Tensor  # (rows, 1, R)
+    rate: float
+
+    def output(self, layer: GatedLinear, x: torch.Tensor) -> torch.Tensor:
+        """*Shape:* (rows, seq, d_in) → (rows, seq, d_out)."""
+        y = layer.base(x)
+        a, b = layer.A[:-1].to(x.dtype), layer.B[:-1].to(x.dtype)
+        return y + (F.linear(F.dropout(x, self.rate), a) * self.gates) @ b
 
 
 class Joint:
@@ -154,19 +170,20 @@ class Joint:
     def _body(self, kind: str, inputs: Inputs) -> Callable[[], None]:
         def score() -> None:
             with torch.no_grad():
-                inputs.nats.copy_(self._losses(inputs).sum(1))
+                inputs.nats.copy_(self._losses(inputs, SlotRoute(None, inputs.gates, every=True)).sum(1))
 
         def train() -> None:
-            loss = self._losses(inputs).sum() / (inputs.labels != IGNORE).sum()
+            dropped = Dropped(inputs.gates, self.shape.dropout)
+            loss = self._losses(inputs, dropped).sum() / (inputs.labels != IGNORE).sum()
             loss.backward()
             inputs.loss.copy_(loss.detach())
             self._adam()
 
         return train if kind == "train" else score
 
-    def _losses(self, inputs: Inputs) -> torch.Tensor:
+    def _losses(self, inputs: Inputs, route: Mixing) -> torch.Tensor:
         """Loss of every position, 0 where it has no label: (rows, width). Padding on the right needs no mask."""
-        with self.model.routed(SlotRoute(None, inputs.gates, every=True)):
+        with self.model.routed(route):
             logits = self.base.model(input_ids=inputs.tokens, use_cache=False).logits
         flat = F.cross_entropy(logits.flatten(0, 1).float(), inputs.labels.flatten(), ignore_index=IGNORE, reduction="none")
         return flat.view(inputs.labels.shape)

@@ -26,6 +26,8 @@ import numpy as np
 Experiment = dict[str, Any]
 NOT_CHOSEN = ("data", "arm", "seed")
 """What tells the rows of the table apart; the other settings are what tune chooses among."""
+MOST = {"gate": 1000, "tune": 800, "test": 1700}
+"""Records of a split that are measured, drawn once."""
 
 
 def experiments(path: Path) -> list[Experiment]:
@@ -59,6 +61,8 @@ class Bundle:
         self.arrays = arrays
         self.queries = arrays["queries"].astype(np.float32)
         self.split = {name: np.flatnonzero(arrays["split"] == i) for i, name in enumerate(("train", "gate", "tune", "test"))}
+        for name, most in MOST.items():
+            self.split[name] = np.sort(np.random.default_rng(0).permutation(self.split[name])[:most])
 
 
 def batches(lengths: np.ndarray, rows: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
@@ -102,9 +106,8 @@ def run(e: Experiment, bundle: Bundle, base: Any, minutes_left: float) -> dict[s
     if e["coarse"]:
         routes = np.concatenate([routes, coarser(bundle, labels, k, e["coarse"], e["seed"])], 1)
         ranks += (e["coarse_rank"],) * e["coarse"]
-    shape = Shape(
-        ranks, e["shared"], e["rate"], e["shared_rate"], e["rows"], decay=e["decay"], up_ratio=e["up_ratio"], rslora=e["rslora"]
-    )
+    also = {name: e[name] for name in ("decay", "up_ratio", "rslora", "dropout")}
+    shape = Shape(ranks, e["shared"], e["rate"], e["shared_rate"], e["rows"], **also)
     joint = Joint(base, shape, seed=e["seed"])
     belongs = near_slices(bundle, labels, k, e) if k > 1 else np.zeros((len(train), 1))
     kept = e["trained"]  # slices that a record trains
