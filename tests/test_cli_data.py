@@ -7,8 +7,10 @@ from click.testing import CliRunner
 from models import tiny_llama
 
 from moe_router.cli import main
+from moe_router.cli.data import _synthesis_notes
 from moe_router.config import Config
 from moe_router.data.prepare import prepare
+from moe_router.data.synthesize import Synthesis
 from moe_router.workspace import Workspace
 
 SUBJECTS = ("tapete", "salário", "computador")
@@ -103,6 +105,26 @@ def test_synthesize_writes_marks_and_warns(workspace, tmp_path):
     assert told["kept"] + sum(told["reasons"].values()) == 3
     assert (workspace.data / "synthetic.jsonl").exists()
     assert "read some before you use them" in err
+    assert "one that was rejected, " in err
+    assert "dialogues passed: a larger base" in err
+    assert "embedded base is too small" not in err
     code, out, err = run(workspace, "synthesize", str(tmp_path / "none.txt"), *base)
     assert (code, out) == (1, "")
     assert "none.txt cannot be read" in err
+
+
+@pytest.mark.slow
+def test_synthesize_says_that_the_embedded_base_is_too_small(workspace, tmp_path):
+    (tmp_path / "facts.txt").write_text("O tapete custa 90 euros na loja.\n", encoding="utf-8")
+    code, _, err = run(workspace, "synthesize", str(tmp_path / "facts.txt"), "--count", "1", "--max-new-tokens", "8")
+    assert code == 0
+    assert "embedded base is too small to write dialogues" in err
+
+
+def test_notes_on_synthesis_name_the_share_and_the_file(tmp_path):
+    good = Synthesis(
+        tmp_path / "s.jsonl", "m", facts=2, asked=10, kept=9, records=12, reasons={"refusal": 1}, example="refusal: x"
+    )
+    notes = list(_synthesis_notes(good, share=0.3))
+    assert any("s.jsonl to `prepare`" in note and "at most 30%" in note for note in notes)
+    assert not any("a larger base" in note for note in notes)

@@ -80,6 +80,7 @@ def test_bad_dialogues_are_rejected_and_counted_and_the_rest_marked(sheet, tmp_p
     made = synthesize(sheet, tmp_path / "out.jsonl", Rephraser(), 36, seed=1)
     assert made.reasons == {"boilerplate": 6, "refusal": 6, "ungrounded": 6, "unpaired_turn": 6}
     assert (made.asked, made.kept, made.records, made.facts) == (36, 12, 18, 3)
+    assert made.example.startswith(("boilerplate: User:", "refusal: User:", "ungrounded: User:", "unpaired_turn: User:"))
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 12
     assert {line["synthetic"] for line in lines} == {"rephraser"}

@@ -12,6 +12,12 @@ from moe_router.cli.common import Session, command, register
 
 if TYPE_CHECKING:
     from moe_router.data.slices import Slices
+    from moe_router.data.synthesize import Synthesis
+
+EXAMPLE = 160
+"""Characters shown of a dialogue that was rejected."""
+LOW_YIELD = 0.5
+"""Share of dialogues kept under which a note says what to change."""
 
 
 @click.group(epilog="\b\nExample:\n  moe-router slices list")
@@ -101,22 +107,39 @@ def _synthesize(
     """
     from moe_router.config import GenerationConfig
     from moe_router.data.synthesize import read_facts, synthesize
-    from moe_router.experts.base import load_base
+    from moe_router.experts.base import EMBEDDED, load_base
     from moe_router.inference.writer import BaseWriter
 
     read_facts(facts)  # before a large base is loaded
     settings = GenerationConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     path = out or session.workspace.data / "synthetic.jsonl"
     config = session.config
+    if config.base.model == EMBEDDED:
+        session.note(
+            "the embedded base is too small to write dialogues, and next to none will pass: name one of several billion "
+            "parameters with --base, and its own --template"
+        )
     with session.working() as progress:
         writer = BaseWriter(load_base(config.base), settings, config.data.template)
         made = synthesize(facts, path, writer, count, config.data, config.data.seed, progress)
-    session.note(
-        "synthetic records teach the writer's mistakes and its style: read some before you use them, and prefer real ones"
-    )
+    for note in _synthesis_notes(made, config.data.synthetic_share):
+        session.note(note)
     reasons = " · ".join(f"{number:,} {rule}" for rule, number in made.reasons.items())
     lines = [f"{made.kept:,} of {made.asked:,} dialogues from {made.facts:,} facts in {made.path}: {made.records:,} records"]
     session.answer(vars(made) | {"path": str(made.path)}, [*lines, *([f"rejected: {reasons}"] if reasons else [])])
+
+
+def _synthesis_notes(made: Synthesis, share: float) -> Iterator[str]:
+    if made.example:
+        yield f"one that was rejected, {' '.join(made.example.split())[:EXAMPLE]}"
+    if made.kept < LOW_YIELD * made.asked:
+        yield f"only {made.kept:,} of {made.asked:,} dialogues passed: a larger base or its own --template writes better ones"
+    if made.kept:
+        yield (
+            f"give {made.path} to `prepare` beside real records: at most {share:.0%} of the training records may be synthetic "
+            "(--synthetic-share), and no other split holds any"
+        )
+    yield "synthetic records teach the writer's mistakes and its style: read some before you use them, and prefer real ones"
 
 
 def answer_slices(session: Session, found: Slices) -> None:

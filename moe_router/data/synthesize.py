@@ -79,6 +79,8 @@ class Synthesis:
     """Pairs of prompt and response in them."""
     reasons: dict[str, int]
     """Dialogues rejected, by the first rule that one of their turns broke."""
+    example: str = ""
+    """The first of them, with its rule."""
 
 
 def synthesize(
@@ -107,13 +109,15 @@ def synthesize(
         prompts = [prompt_of(fact) for fact in asked[start : start + BATCH]]
         texts += writer.write(prompts, STOP, int(draw.integers(1 << 31)))
         progress.advance(len(prompts))
-    kept, reasons = _good(asked, texts, facts, settings or DataConfig())
+    kept, rejected = _good(asked, texts, facts, settings or DataConfig())
     with atomic(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for fact, dialogue in kept:
             line = {"messages": list(map(vars, dialogue)), SYNTHETIC: writer.id, "fact": fact}
             file.write(f"{json.dumps(line, ensure_ascii=False)}\n")
     records = sum(message.role == "assistant" for _, dialogue in kept for message in dialogue)
-    return Synthesis(out, writer.id, len(facts), count, len(kept), records, dict(sorted(reasons.items())))
+    reasons = Counter(rule for rule, _ in rejected)
+    example = next((f"{rule}: User:{text}" for rule, text in rejected), "")
+    return Synthesis(out, writer.id, len(facts), count, len(kept), records, dict(sorted(reasons.items())), example)
 
 
 def read_facts(sheet: Path) -> list[str]:
@@ -140,8 +144,8 @@ def prompt_of(fact: str) -> str:
 
 def _good(
     asked: Sequence[str], texts: Sequence[str], facts: Sequence[str], settings: DataConfig
-) -> tuple[list[tuple[str, list[Message]]], Counter[str]]:
-    """Each dialogue that passes, with its fact, and the rejected ones by rule."""
+) -> tuple[list[tuple[str, list[Message]]], list[tuple[str, str]]]:
+    """Each dialogue that passes, with its fact, and each rejected text with its rule."""
     items = [item for number, text in enumerate(texts, 1) for item in _items(number, text)]
     cleaned = clean(items, replace(settings, pii="keep"))  # `prepare` decides on personal data, as for any export
     broken: dict[int, str] = {}
@@ -151,17 +155,17 @@ def _good(
     for record in cleaned.records:
         dialogues.setdefault(int(record.source.rpartition(":")[2]), []).append(record)
     known = set(_FIGURE.findall(" ".join(facts)))
-    kept, reasons = [], Counter[str]()
-    for number, fact in enumerate(asked, 1):
+    kept, rejected = [], []
+    for number, (fact, text) in enumerate(zip(asked, texts, strict=True), 1):
         own = dialogues.get(number, [])
         rule = broken.get(number) or ("" if own else "unpaired_turn")
         rule = rule or ("" if all(grounded(record.response, fact, known) for record in own) else UNGROUNDED)
         if rule:
-            reasons[rule] += 1
+            rejected.append((rule, text))
         else:
             last = own[-1]
             kept.append((fact, [*last.messages, Message("assistant", last.response)]))
-    return kept, reasons
+    return kept, rejected
 
 
 def grounded(answer: str, fact: str, figures: set[str]) -> bool:
