@@ -122,7 +122,8 @@ def draw_figure(rows: list[tuple[str, int, float, float]], path: Path) -> None:
     left.loglog([start[1], sizes[-1]], [start[2], start[2] * sizes[-1] / start[1]], ":", color="grey", label="linear")
     left.set(xlabel="records", ylabel="processor seconds")
     right.set(xlabel="records", ylabel="MiB at the peak", ylim=(0, None))
-    left.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30)
+    apart = [size for before, size in zip((0, *sizes), sizes, strict=False) if size > 1.3 * before]
+    left.set_xticks(apart, [f"{size:,}" for size in apart], rotation=30)
     left.minorticks_off()
     right.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     right.tick_params(axis="x", rotation=30)
