@@ -241,3 +241,5 @@ def test_budgets_grow(place):
     packed = replace(library, base=replace(library.base, quantization="nf4"))
     assert set(arms_of("full", packed, "some/base")) == {*ARMS}
     assert "shared_only" not in arms_of("full", replace(library, has_shared=False))
+    rounded = replace(library, base=replace(library.base, quantization="gptq"))
+    assert {*ARMS} - {*arms_of("full", rounded, "some/base")} == {"dense_16bit", "full"}

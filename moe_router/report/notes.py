@@ -29,6 +29,8 @@ def notes_of(bench: Bench, arms: Sequence[Arm]) -> Iterator[str]:
     if bench.shape.params > LARGEST and "full" in left:
         left.remove("full")
         yield "Full fine-tuning was not measured: the base is too large for a report to train whole."
+    if bench.library.base.quantization == "gptq":
+        yield "Neither full fine-tuning nor an adapter on 16 bits was measured: a GPTQ checkpoint holds only rounded weights."
     if left:
         wider = "full" if any(ARMS[name].budget == "full" for name in left) else "standard"
         yield f"Not measured in this budget: {', '.join(left)}. `moe-router report --budget {wider}` adds them."

@@ -238,6 +238,7 @@ def arms_of(budget: str, library: Library, larger: str = "") -> list[str]:
         "isolated": not library.has_shared,  # the library is isolated itself
         "larger_base": not larger,
         "dense_16bit": library.base.quantization != "nf4",
+        "full": library.base.quantization == "gptq",  # holds no weights that could be trained
         "ties": len(library.names) == 1,
         "dare": len(library.names) == 1,
         "arrow": len(library.names) == 1 or len(ranks) > 1,  # PEFT's asks for equal ranks
