@@ -18,7 +18,7 @@ from moe_router.experts.encode import encode
 from moe_router.experts.scoring import score_examples
 from moe_router.experts.train import Plan, likely_mixtures, make_trainer
 
-ROUTED = (3e-4, 1e-3, 2e-3)
+ROUTED = (3e-4, 1e-3, 2e-3, 4e-3)
 SHARED = (4e-3,)
 DENSE = (2e-3, 4e-3, 8e-3)
 

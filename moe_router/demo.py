@@ -72,6 +72,7 @@ def run_demo(workspace: Workspace, budget: str = "quick", seed: int = 0, progres
     progress = progress or Silent()
     start = time.perf_counter()
     config = demo_config(budget)
+    progress.stage("load base")
     base = load_base(config.base)
     built = build(workspace, write_sample(workspace.sample, seed), config, progress, base)
     router = Router.load(workspace.experts, base=base, generation=GenerationConfig(max_new_tokens=32))

@@ -85,7 +85,9 @@ def build(
     for note in slices.notes:
         progress.note(note)
     clock.lap("slice")
-    base = base or load_base(config.base)
+    if base is None:
+        progress.stage("load base")
+        base = load_base(config.base)
     clock.lap("load base")
     train_experts(workspace, config, progress, base)
     clock.lap("train experts")
