@@ -171,7 +171,7 @@ class ExpertsConfig:
     dense_learning_rate: float = 2e-3
     """Peak learning rate of the report's dense rivals."""
     search_rates: bool = True
-    """`build` and `report` search each trained arm's learning rate on at most 10 % of the training tokens."""
+    """Search the experts' learning rates, and each trained arm's of the report, on at most 10 % of the training tokens."""
     schedule: str = "linear"
     """Learning rate after the warm-up: `linear` or `cosine` down to a tenth, or `constant`."""
     weight_decay: float = 0.0

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moe_router.data.records import Message, Record, load_records, of_split, save_records
+from moe_router.data.records import Message, Record, load_records, save_records
 from moe_router.errors import WorkspaceError
 
 RECORDS = [
@@ -25,11 +25,6 @@ def test_no_records_round_trip(tmp_path):
 
 def test_messages_end_with_the_prompt():
     assert RECORDS[0].messages == (Message("system", "s"), Message("user", "a"), Message("user", "Olá?\nTudo bem?"))
-
-
-def test_of_split_keeps_order():
-    assert of_split(RECORDS, "train") == RECORDS[:1]
-    assert of_split(RECORDS, "test") == []
 
 
 def test_damage_is_named(tmp_path):

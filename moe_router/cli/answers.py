@@ -44,7 +44,7 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 def _route(session: Session, texts: tuple[str, ...], explain: bool, **choice: Any) -> None:
     """Show which experts would answer each TEXT.
 
-    Gate and embedder alone: the base is not loaded.
+    Gate and embedder alone: the base is loaded only where the gate sees its hidden states (gate.features).
     """
     from moe_router.inference.routing import explained_routes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -109,8 +109,3 @@ def iter_records(path: Path) -> Iterator[Record]:
 def load_records(path: Path) -> list[Record]:
     """All records that `save_records` wrote. Raises WorkspaceError when the file is damaged."""
     return list(iter_records(path))
-
-
-def of_split(records: Sequence[Record], split: str) -> list[Record]:
-    """The records of one split, in order."""
-    return [record for record in records if record.split == split]

@@ -1,4 +1,4 @@
-"""From query text to mixture, without the base: the gate and its embedder alone."""
+"""From query text to mixture: the gate and what it sees by, without the experts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def route(path: str | Path, queries: Sequence[Query], **choice: Unpack[Choice]) 
 def explained_routes(
     workspace: Workspace, texts: Sequence[str], explained: bool, **choice: Unpack[Choice]
 ) -> list[tuple[str, Route, Explanation | None]]:
-    """Each text with its route and, where asked for, why it takes it; loads gate and embedder only."""
+    """Each text with its route and, where asked for, why it takes it; loads as `route` does."""
     selector = Selector.load(Library.load(workspace.experts))
     routes = selector.route(texts, **choice)
     reasons: list[Explanation | None] = [None] * len(texts)

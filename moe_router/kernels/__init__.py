@@ -1,4 +1,4 @@
-"""Small fused operations of a forward pass without gradients: `plain` in PyTorch, `gpu` the same in Triton."""
+"""Small fused operations: `plain` in PyTorch and `gpu` the same in Triton without gradients, `*_training` those with."""
 
 from __future__ import annotations
 
