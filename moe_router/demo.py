@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BUDGETS = {"quick": 1.5, "full": 6.0}
 """Epochs."""
-RATES = {"learning_rate": 3e-4, "shared_learning_rate": 4e-3, "dense_learning_rate": 4e-3}
+RATES = {"learning_rate": 1e-3, "shared_learning_rate": 4e-3, "dense_learning_rate": 4e-3}
 QUESTIONS = 3
 
 
