@@ -30,8 +30,8 @@ SHARED = "shared"
 """Folder and layout name of the always-on expert."""
 
 WIDE_RATIO = 1.0
-"""The wide form is chosen up to this many slots per active slot, as measured on a CPU (docs/performance.md). On a GPU engine and
-trainer have forms of their own, and only scoring chooses by this."""
+"""The wide form is chosen up to this many slots per active slot, as measured on a CPU (docs/performance.md). On a GPU the
+engine and the trainer have forms of their own, and only scoring chooses by this."""
 
 
 @dataclass(frozen=True)
