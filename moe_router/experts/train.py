@@ -32,8 +32,8 @@ RATE_FACTORS = (0.5, 1.0, 2.0)
 """The learning-rate search tries these multiples of the configured rates."""
 SEARCH_SHARE = 0.1
 """Share of the training tokens that the whole search may use."""
-NEAREST = 16
-"""Training records that tell where a gate is likely to send a query."""
+NEAREST, BLOCK = 16, 1024
+"""Training records that tell where a gate is likely to send a query, and how many queries are compared at once."""
 OPERATION = ("checkpoint_seconds", "tensorboard", "experts_per_pass")
 """Settings that change how a training runs, not what comes of it."""
 ADAPTER_SHARE = 0.6
@@ -232,8 +232,11 @@ def likely_mixtures(train: Split, asked: Split, experts: int) -> np.ndarray:
     Judged on every record's own slice alone, experts that learn slowly look best, since they differ little from the shared
     one; a gate makes more of those that differ (docs/experiments.md). *Shape:* → (asked records, experts) float32.
     """
-    nearest = np.argsort(-asked.embeddings @ train.embeddings.T, axis=1)[:, :NEAREST]
-    shares = np.eye(experts, dtype=np.float32)[train.labels[nearest]].mean(1)
+    shares = np.zeros((len(asked.records), experts), dtype=np.float32)
+    for at in range(0, len(shares), BLOCK):
+        likeness = asked.embeddings[at : at + BLOCK] @ train.embeddings.T
+        nearest = np.argpartition(-likeness, min(NEAREST, likeness.shape[1]) - 1, axis=1)[:, :NEAREST]
+        shares[at : at + BLOCK] = np.eye(experts, dtype=np.float32)[train.labels[nearest]].mean(1)
     shares[np.argsort(np.argsort(-shares, axis=1, kind="stable"), axis=1) > 1] = 0
     return shares / shares.sum(1, keepdims=True)
 
