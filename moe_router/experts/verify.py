@@ -20,9 +20,9 @@ from moe_router.experts.train import Split
 RECORDS = 32
 """Most records of a slice that an expert is tried on."""
 TEXT = "How do I ask for a refund? Quero trocar um artigo."
-LOOSENESS = {torch.float32: 1e-4, torch.float16: 2**-9, torch.bfloat16: 2**-6}
-"""Difference from PEFT's logits, as a share of the largest logit, that rounding explains: PEFT adds in fp32, we in the
-compute type."""
+LOOSENESS = {torch.float32: 1e-4, torch.float16: 2.5e-3, torch.bfloat16: 0.02}
+"""Difference from PEFT's logits that rounding explains, as a share of their norm: PEFT adds in fp32, we in the compute type.
+0.009 to 0.013 for 22 experts in bfloat16, whose adapters moved the logits by a sixth to a half of their norm."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def _logits(library: Library, base: Base) -> Iterator[Check]:
         moved = float((logits - plain).abs().max())
         yield Check(name, "logits", moved > 0, f"moves a logit by {moved:.3g}")
         theirs = peft_logits(base.model, library.path / name, tokens).float()
-        apart, allowed = float((logits - theirs).abs().max()), LOOSENESS[base.dtype] * float(plain.abs().max())
-        yield Check(name, "peft", apart <= allowed, f"PEFT's logits differ by {apart:.2g} (rounding explains {allowed:.2g})")
+        apart, allowed = float((logits - theirs).norm() / theirs.norm()), LOOSENESS[base.dtype]
+        detail = f"PEFT's logits differ by {apart:.2g} of their norm (rounding explains {allowed:.2g})"
+        yield Check(name, "peft", apart <= allowed, detail)
 
 
 def _on_slices(model: RoutedModel, library: Library, records: Mapping[str, Sequence[Record]]) -> Iterator[Check]:
