@@ -105,6 +105,19 @@ def assign_with_capacity(similarity: np.ndarray, capacity: int) -> np.ndarray:
     return labels
 
 
+def nearest_shares(points: np.ndarray, known: np.ndarray, labels: np.ndarray, groups: int, count: int) -> np.ndarray:
+    """Share of each group among the `count` known points nearest to each point, some points at a time.
+
+    *Shape:* points (n, dimension), known (m, dimension), labels (m,) → (n, groups) float32.
+    """
+    found = np.zeros((len(points), groups), dtype=np.float32)
+    for at in range(0, len(points), _SEARCHED):
+        similarity = points[at : at + _SEARCHED] @ known.T
+        nearest = np.argpartition(-similarity, min(count, len(known)) - 1, axis=1)[:, :count]
+        found[at : at + _SEARCHED] = np.eye(groups, dtype=np.float32)[labels[nearest]].mean(1)
+    return found
+
+
 def centroids(points: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Mean directions; zero where a cluster is empty. *Shape:* (n, dimension), (n,) → (k, dimension) float32."""
     return unit(np.stack([points[labels == label].sum(0) for label in range(k)]))

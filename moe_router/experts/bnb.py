@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_router.experts.dense import unpack_layers
+
 
 def nf4_config(dtype: torch.dtype) -> Any:
     """NF4 with double quantisation (Dettmers et al. 2023), computing in `dtype`."""
@@ -73,16 +75,7 @@ def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
     The weights are the dequantised NF4 values, so experts trained on either form fit the other; only the work of
     dequantising in every pass is saved.
     """
-    for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            if not is_4bit(module):
-                continue
-            weight = dense_weight(module, dtype)
-            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-            plain.weight = nn.Parameter(weight, requires_grad=False)
-            if module.bias is not None:
-                plain.bias = nn.Parameter(module.bias.data.to(dtype), requires_grad=False)
-            setattr(parent, name, plain)
+    unpack_layers(model, lambda module: dense_weight(module, dtype) if is_4bit(module) else None, dtype)
 
 
 def forget_quantisation(model: nn.Module) -> None:

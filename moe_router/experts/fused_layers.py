@@ -21,7 +21,10 @@ FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 @contextlib.contextmanager
 def fusing(model: nn.Module, ops: ModuleType | None) -> Iterator[None]:
     """Passes inside use `ops` (plain_training's functions) in the layers that it fits; None leaves the layers as they are."""
-    fit = {module: kind for module in model.modules() if ops is not None and (kind := kind_of(module))}
+    if ops is None:
+        yield
+        return
+    fit = {module: kind for module in model.modules() if (kind := kind_of(module))}
     before = {module: vars(module).get("forward") for module in fit}
     for module, kind in fit.items():
         module.forward = _MAKERS[kind](module, ops, module.forward)  # type: ignore[method-assign]

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moe_router.experts.dense import unpack_layers
+
 METHOD = "gptq"
 
 
@@ -106,11 +108,4 @@ def replace_layers(model: nn.Module) -> None:
 
 def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every GptqLinear by a plain layer that holds the same numbers in `dtype`."""
-    for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            if isinstance(module, GptqLinear):
-                plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-                plain.weight = nn.Parameter(module.dense(dtype).contiguous(), requires_grad=False)
-                if module.bias is not None:
-                    plain.bias = nn.Parameter(module.bias.to(dtype), requires_grad=False)
-                setattr(parent, name, plain)
+    unpack_layers(model, lambda module: module.dense(dtype) if isinstance(module, GptqLinear) else None, dtype)

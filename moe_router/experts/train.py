@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from moe_router.config import Config, ExpertsConfig
+from moe_router.data.clusters import nearest_shares
 from moe_router.data.records import Record, load_records
 from moe_router.data.slices import Slices
 from moe_router.errors import LibraryError
@@ -32,8 +33,8 @@ RATE_FACTORS = (0.5, 1.0, 2.0)
 """The learning-rate search tries these multiples of the configured rates."""
 SEARCH_SHARE = 0.1
 """Share of the training tokens that the whole search may use."""
-NEAREST, BLOCK = 16, 1024
-"""Training records that tell where a gate is likely to send a query, and how many queries are compared at once."""
+NEAREST = 16
+"""Training records that tell where a gate is likely to send a query."""
 OPERATION = ("checkpoint_seconds", "tensorboard", "experts_per_pass")
 """Settings that change how a training runs, not what comes of it."""
 ADAPTER_SHARE = 0.6
@@ -232,11 +233,7 @@ def likely_mixtures(train: Split, asked: Split, experts: int) -> np.ndarray:
     Judged on every record's own slice alone, experts that learn slowly look best, since they differ little from the shared
     one; a gate makes more of those that differ (docs/experiments.md). *Shape:* → (asked records, experts) float32.
     """
-    shares = np.zeros((len(asked.records), experts), dtype=np.float32)
-    for at in range(0, len(shares), BLOCK):
-        likeness = asked.embeddings[at : at + BLOCK] @ train.embeddings.T
-        nearest = np.argpartition(-likeness, min(NEAREST, likeness.shape[1]) - 1, axis=1)[:, :NEAREST]
-        shares[at : at + BLOCK] = np.eye(experts, dtype=np.float32)[train.labels[nearest]].mean(1)
+    shares = nearest_shares(asked.embeddings, train.embeddings, train.labels, experts, NEAREST)
     shares[np.argsort(np.argsort(-shares, axis=1, kind="stable"), axis=1) > 1] = 0
     return shares / shares.sum(1, keepdims=True)
 
